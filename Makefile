@@ -1,0 +1,47 @@
+# make setup | train | test | check | bench
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check bench
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+# One process a GPU, else two on the CPU.
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU ')
+N ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
+# Without a GPU, PyTorch's own index has builds without the gigabytes of CUDA. Where it can't be reached, pip goes on without.
+TORCH_INDEX ?= $(if $(filter-out 0,$(GPUS)),,--extra-index-url https://download.pytorch.org/whl/cpu)
+ARGS ?=
+# Two processes on few cores: one thread each is quickest, and the same everywhere.
+export OMP_NUM_THREADS ?= 1
+
+help:
+	@echo "make setup   make .venv and install what is pinned in constraints.txt"
+	@echo "make train   train the DeepSeek-shaped model on $(N) processes; ARGS='train.steps=50 engine.stage=2'"
+	@echo "make test    check, then all tests; TESTS='tests/unit -k layout'"
+	@echo "make check   ruff, mypy, import-linter"
+	@echo "make bench   our engine beside FSDP2, DDP and DeepSpeed; ARGS='--help'"
+
+setup: $(STAMP)
+
+# torch comes first: everything after it then finds a torch and pulls no other build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ciuic_dist needs Python 3.11 or newer: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --retries 2 --timeout 20 --no-deps $(TORCH_INDEX) -c constraints.txt torch setuptools
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+train: setup
+	$(BIN)/torchrun --standalone --nproc-per-node $(N) -m ciuic_dist.train +model=deepseek $(ARGS)
+
+test: setup check
+	$(BIN)/python -m pytest $(TESTS)
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m benchmarks.engines $(ARGS)

@@ -1,0 +1,84 @@
+"""Audio: raw waves with a CTC loss, and spectrograms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Generator
+
+from benchmarks.zoo.batches import floats, integers, tokens, transcript
+from benchmarks.zoo.decoders import short
+from benchmarks.zoo.entry import Batch, Entry, hugging_face
+
+Fields = Mapping[str, Any]
+
+WAVE: Fields = {
+    "conv_dim": [16, 16, 16],
+    "conv_kernel": [8, 4, 3],
+    "conv_stride": [5, 4, 2],
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+}
+GRADED: Fields = {**WAVE, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
+
+WAVES: Mapping[str, Fields] = {
+    "Wav2Vec2ForCTC": WAVE,
+    "Wav2Vec2ConformerForCTC": WAVE,
+    "HubertForCTC": GRADED,
+    "WavLMForCTC": {**WAVE, "num_buckets": 16},
+    "UniSpeechForCTC": WAVE,
+    "UniSpeechSatForCTC": WAVE,
+    "Data2VecAudioForCTC": {**WAVE, "conv_pos_kernel_size": 5, "num_conv_pos_embeddings": 2},
+    "SEWForCTC": WAVE,
+    "SEWDForCTC": WAVE,
+}
+
+MELS = 16
+FRAMES = 32
+
+
+def frames(generator: Generator, rows: int) -> Batch:
+    """Spectrogram frames, time first, to a transcript."""
+    return {"input_features": floats(generator, rows, FRAMES, MELS), "labels": tokens(generator, rows, 8)}
+
+
+def spectrogram(generator: Generator, rows: int) -> Batch:
+    """A spectrogram, frequency first, to a transcript."""
+    return {"input_features": floats(generator, rows, MELS, 2 * FRAMES), "labels": tokens(generator, rows, 8)}
+
+
+def labelled_sound(generator: Generator, rows: int) -> Batch:
+    """Spectrogram frames to a class."""
+    return {"input_values": floats(generator, rows, FRAMES, MELS), "labels": integers(generator, 2, rows)}
+
+
+def entries() -> list[Entry]:
+    """Every audio model."""
+    waves = [
+        hugging_face(short(architecture), "audio", architecture, transcript, **fields)
+        for architecture, fields in WAVES.items()
+    ]
+    positions = {"max_source_positions": FRAMES, "max_target_positions": 16}
+    return [
+        *waves,
+        hugging_face("whisper", "audio", "WhisperForConditionalGeneration", spectrogram, num_mel_bins=MELS, **positions),
+        hugging_face(
+            "speech2text",
+            "audio",
+            "Speech2TextForConditionalGeneration",
+            frames,
+            input_feat_per_channel=MELS,
+            conv_channels=16,
+            **positions,
+        ),
+        hugging_face("wav2vec2bert", "audio", "Wav2Vec2BertForCTC", frames, feature_projection_input_dim=MELS),
+        hugging_face(
+            "spectrogram-transformer",
+            "audio",
+            "ASTForAudioClassification",
+            labelled_sound,
+            max_length=FRAMES,
+            num_mel_bins=MELS,
+        ),
+    ]

@@ -1,0 +1,41 @@
+"""ciuic_dist: train a model that is bigger than your GPUs, unmodified."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn
+
+from torch import nn
+
+from ciuic_dist.comm.groups import init
+from ciuic_dist.memory.budget import Memory
+from ciuic_dist.optim.adamw import AdamW
+from ciuic_dist.optim.paged import paged
+from ciuic_dist.sharding.clip import clip_grad_norm_
+from ciuic_dist.sharding.registry import sharded_of
+from ciuic_dist.sharding.shard import shard
+from ciuic_dist.sharding.state import full_state_dict
+from ciuic_dist.status import status
+
+__all__ = [
+    "AdamW",
+    "Memory",
+    "clip_grad_norm_",
+    "full_state_dict",
+    "init",
+    "no_sync",
+    "paged",
+    "plan",
+    "shard",
+    "status",
+]
+
+
+def no_sync(model: nn.Module) -> AbstractContextManager[None]:
+    """Backwards in this context only accumulate; the next one outside it reduces the sum."""
+    return sharded_of(model).no_sync()
+
+
+def plan(*args: Any, **kwargs: Any) -> NoReturn:
+    """Not there yet. Raises NotImplementedError."""
+    raise NotImplementedError("cd.plan is not supported yet")

@@ -1,0 +1,79 @@
+"""Gathering shards and reducing gradients over torch.distributed, started now and finished later.
+
+Gloo's own all-gather and reduce-scatter reach a quarter of what its broadcast and all-to-all reach on the
+same link (docs/decisions.md has the figures), so on CPU a gather is a broadcast by each owner, and a reduce
+is one all-to-all after which the owner sums its slice in rank order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ciuic_dist.comm.errors import PeerLost
+from ciuic_dist.comm.groups import rank, timeout_seconds, world_size
+
+
+# torch 2.13 renamed them.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+@dataclass(slots=True)
+class Flight:
+    """Collectives under way, and the buffers they need until they land."""
+
+    purpose: str
+    works: list[Any]
+    buffers: list[Tensor] = field(default_factory=list)
+
+    def land(self) -> None:
+        """Wait for the data. Raises PeerLost naming the purpose where a peer ended or the timeout passed."""
+        try:
+            for work in self.works:
+                work.wait()
+        except RuntimeError as error:
+            raise PeerLost(
+                f"rank {rank()} lost its peers in {self.purpose} (timeout {timeout_seconds():g} s): {error}"
+            ) from error
+
+
+def start_gather(full: Tensor, shard: Tensor, purpose: str) -> Flight:
+    """Fill ``full`` with every rank's ``shard``, in rank order."""
+    if full.device.type != "cpu":
+        return Flight(purpose, [_all_gather(full, shard, async_op=True)])
+    slices = full.chunk(world_size())
+    if slices[rank()].data_ptr() != shard.data_ptr():
+        slices[rank()].copy_(shard)
+    return Flight(purpose, [dist.broadcast(part, owner, async_op=True) for owner, part in enumerate(slices)])
+
+
+def start_exchange(full: Tensor, purpose: str) -> Flight:
+    """Send slice r of ``full`` to rank r; ``buffers[0]`` of the flight holds what came, in rank order (CPU)."""
+    received = torch.empty_like(full)
+    return Flight(purpose, [dist.all_to_all_single(received, full, async_op=True)], [received, full])
+
+
+def start_reduce_scatter(full: Tensor, purpose: str) -> Flight:
+    """Sum slice r of all ranks' ``full`` on rank r; ``buffers[0]`` of the flight holds it (GPU)."""
+    summed = torch.empty(full.numel() // world_size(), dtype=full.dtype, device=full.device)
+    return Flight(purpose, [_reduce_scatter(summed, full, async_op=True)], [summed, full])
+
+
+def start_all_reduce(full: Tensor, purpose: str) -> Flight:
+    """Sum all ranks' ``full`` in place."""
+    return Flight(purpose, [dist.all_reduce(full, async_op=True)], [full])
+
+
+def all_reduce(values: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+    """Combine a small tensor over the ranks in place; returns it."""
+    if world_size() > 1:
+        try:
+            dist.all_reduce(values, op=operation)
+        except RuntimeError as error:
+            raise PeerLost(f"rank {rank()} lost its peers while agreeing on a value: {error}") from error
+    return values

@@ -1,0 +1,103 @@
+"""The process group that torchrun describes, or one process alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+DEFAULT_TIMEOUT = 300.0
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+T = TypeVar("T")
+_timeout = DEFAULT_TIMEOUT
+
+
+def init(timeout: float = DEFAULT_TIMEOUT) -> None:
+    """Join the group torchrun describes (Gloo on CPU, NCCL on GPU), or stay one process alone.
+
+    ``timeout`` (seconds) bounds every wait for another rank. Calling it twice, or after
+    ``torch.distributed.init_process_group``, keeps the group there is.
+    Raises ValueError where the launcher's environment variables contradict each other.
+    """
+    global _timeout
+    if timeout <= 0:
+        raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
+    _timeout = timeout
+    if dist.is_initialized() or "WORLD_SIZE" not in os.environ:
+        return
+    world = _check_environment()
+    if world == 1:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+
+
+def _check_environment() -> int:
+    missing = [name for name in _VARIABLES if name not in os.environ]
+    if missing:
+        raise ValueError(f"WORLD_SIZE is set but {', '.join(missing)} is not: start the ranks with torchrun")
+    rank_, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if not 0 <= rank_ < world:
+        raise ValueError(f"RANK={rank_} is outside the world: WORLD_SIZE={world} needs ranks 0 to {world - 1}")
+    if torch.cuda.is_available() and local >= torch.cuda.device_count():
+        raise ValueError(
+            f"LOCAL_RANK={local} has no GPU of its own: this host has {torch.cuda.device_count()}; "
+            f"start at most that many ranks here (--nproc-per-node)"
+        )
+    return world
+
+
+def rank() -> int:
+    """This process's rank; 0 alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks; 1 alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def timeout_seconds() -> float:
+    """The bound on every wait for another rank, as given to ``init``."""
+    return _timeout
+
+
+def device() -> torch.device:
+    """Where this rank computes: its GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+@cache
+def host_identity() -> str:
+    """The same text on every rank that can map this rank's memory, and on no other.
+
+    The boot id tells hosts apart; the namespaces tell apart containers (and test hosts) on one
+    kernel, which reach each other only through the network. ``CIUIC_SHM_DISABLE=1`` in the environment
+    makes every rank a host of its own, as ``NCCL_SHM_DISABLE`` does for NCCL.
+    """
+    if os.environ.get("CIUIC_SHM_DISABLE") == "1":
+        return f"rank {rank()}"
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespaces = [Path("/proc/self/ns") / kind for kind in ("net", "ipc", "mnt")]
+    parts = [boot.read_text().strip() if boot.exists() else socket.gethostname()]
+    parts += [os.readlink(link) for link in namespaces if link.is_symlink()]
+    return "/".join(parts)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's ``value``, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

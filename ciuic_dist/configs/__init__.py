@@ -1,0 +1,1 @@
+"""The shipped settings: ``train.yaml`` and one file for each model and engine."""

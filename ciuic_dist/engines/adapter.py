@@ -1,0 +1,88 @@
+"""What the adapters to other engines share: a group, evaluation, bytes in use, whole-or-absent folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ciuic_dist.comm.groups import device, rank
+from ciuic_dist.engines.base import Batch
+from ciuic_dist.monitor.usage import TierUsage
+
+_EXTRA = "extra.json"
+
+
+class Adapter:
+    """The part of an engine that does not depend on whose sharding it is."""
+
+    model: nn.Module
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Loss of one batch of this rank without gradients: 0-dim fp32."""
+        self.model.eval()
+        with torch.no_grad():
+            loss: Tensor = self.model(**batch).loss
+        self.model.train()
+        return loss.float()
+
+    def status(self) -> dict[str, TierUsage]:
+        """Bytes of this rank: the GPU allocator's, or on the CPU the whole process's."""
+        return {"device": device_usage()}
+
+    def close(self) -> None:
+        """Nothing is held beyond the model."""
+
+
+def need_group() -> None:
+    """Make a group of this process alone where there is none: the other engines don't work without."""
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def device_usage() -> TierUsage:
+    """Bytes on this rank's device, now and at most."""
+    if torch.cuda.is_available():
+        return TierUsage(torch.cuda.memory_allocated(device()), torch.cuda.max_memory_allocated(device()))
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    kibibytes = {line.partition(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
+    return TierUsage(used=int(kibibytes["VmRSS"]) * 1024, peak=int(kibibytes["VmHWM"]) * 1024)
+
+
+@contextmanager
+def whole_or_absent(path: Path, extra: dict[str, Any]) -> Iterator[Path]:
+    """A folder for all ranks to write into; it becomes ``path``, with ``extra``, once every rank has."""
+    draft = path.with_name(f"{path.name}.partial")
+    yield draft
+    dist.barrier()
+    if rank() == 0:
+        with (draft / _EXTRA).open("w", encoding="utf-8") as file:
+            json.dump(extra, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(path)
+        _sync_folder(path.parent)
+    dist.barrier()
+
+
+def read_extra(path: Path) -> dict[str, Any]:
+    """The ``extra`` that ``whole_or_absent`` put into ``path``."""
+    extra: dict[str, Any] = json.loads((path / _EXTRA).read_text(encoding="utf-8"))
+    return extra
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,39 @@
+"""The engine that a config names."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Final
+
+from torch import nn
+
+from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
+from ciuic_dist.engines.base import Engine
+from ciuic_dist.sharding.units import find_units
+
+_ENGINES: Final = {"paged": "PagedEngine", "fsdp2": "FSDP2Engine", "deepspeed": "DeepSpeedEngine"}
+
+
+def build(config: EngineConfig, model: nn.Module, *, optimizer: OptimizerConfig, train: TrainConfig) -> Engine:
+    """Spread ``model`` (it may be deferred, on meta) over the ranks.
+
+    Raises ConfigError where the model or the engine cannot do what the settings ask.
+    """
+    model.train()
+    if train.activation_checkpointing:
+        _checkpoint_activations(model)
+    if train.compile:
+        for unit in find_units(model):
+            if unit.name:
+                unit.module.compile()
+    make: Any = getattr(import_module(f"ciuic_dist.engines.{config.name}"), _ENGINES[config.name])
+    engine: Engine = make(model, engine=config, optimizer=optimizer, train=train)
+    return engine
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        name = type(model).__name__
+        raise ConfigError(f"{name} cannot recompute its activations: set train.activation_checkpointing=false")
+    enable: Any = model.gradient_checkpointing_enable
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,0 +1,87 @@
+"""torch's fully_shard as an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from ciuic_dist.comm.groups import device, world_size
+from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
+from ciuic_dist.engines.adapter import Adapter, need_group, read_extra, whole_or_absent
+from ciuic_dist.engines.base import Batch
+from ciuic_dist.models.deferred import materialize
+from ciuic_dist.sharding.units import find_units
+
+
+class FSDP2Engine(Adapter):
+    """Stage 3 reshards parameters after forward, stage 2 keeps them until backward is through."""
+
+    def __init__(
+        self, model: nn.Module, *, engine: EngineConfig, optimizer: OptimizerConfig, train: TrainConfig
+    ) -> None:
+        if engine.stage < 2:
+            raise ConfigError(
+                f"engine=fsdp2 always shards gradients and state: engine.stage={engine.stage} must be 2 or 3"
+            )
+        need_group()
+        self.model = materialize(model)
+        self._sharded = _shard(self.model, reshard=engine.stage == 3, bf16=train.precision == "bf16")
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=optimizer.lr,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            fused=True,
+        )
+
+    def forward_backward(self, batch: Batch, *, accumulation: int, last: bool) -> Tensor:
+        """See Engine."""
+        self._sharded.set_requires_gradient_sync(last)
+        loss: Tensor = self.model(**batch).loss
+        torch.autograd.backward(loss / accumulation)
+        return loss.detach().float()
+
+    def step(self, max_norm: float | None) -> float | None:
+        """See Engine."""
+        norm = None
+        if max_norm is not None:
+            total = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
+            norm = (total.full_tensor() if isinstance(total, DTensor) else total).item()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def save(self, path: Path, extra: dict[str, Any]) -> None:
+        """See Engine."""
+        with whole_or_absent(path, extra) as draft:
+            save(self._state(), checkpoint_id=draft)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """See Engine."""
+        state = self._state()
+        load(state, checkpoint_id=path)
+        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        return read_extra(path)
+
+    def _state(self) -> dict[str, Any]:
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        return {"model": model, "optimizer": optimizer}
+
+
+def _shard(model: nn.Module, *, reshard: bool, bf16: bool) -> FSDPModule:
+    mesh = init_device_mesh(device().type, (world_size(),))
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    for module in [*(unit.module for unit in find_units(model) if unit.name), model]:
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
+    assert isinstance(model, FSDPModule)
+    return model

@@ -1,0 +1,117 @@
+"""One run from its settings to its last checkpoint; also the same run again after a stop or a crash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ciuic_dist import data
+from ciuic_dist.comm import groups
+from ciuic_dist.comm.agreement import agree
+from ciuic_dist.config import Config, ConfigError, to_mapping
+from ciuic_dist.engines.build import build as build_engine
+from ciuic_dist.loop.folder import RunFolder
+from ciuic_dist.loop.peers import PeerWatch
+from ciuic_dist.loop.schedule import micro_batch_of
+from ciuic_dist.loop.signals import StopRequest
+from ciuic_dist.loop.trainer import Trainer
+from ciuic_dist.models.build import build as build_model
+from ciuic_dist.monitor.plots import plot_losses
+
+FINISHED: Final = 0
+STOPPED: Final = 75  # "temporary failure" in sysexits.h: the same command goes on
+
+_T = TypeVar("_T")
+
+
+def run(config: Config) -> int:
+    """Train as ``config`` says, from the newest checkpoint there is; returns the exit code.
+
+    Raises ConfigError or DataError for what the user must change, Disagreement where the ranks were
+    started differently, PeerLost naming a rank that ended.
+    """
+    _use_cores()
+    groups.init(config.engine.timeout)
+    try:
+        agree("start", _description(config))
+        micro_batch_of(config.train, groups.world_size())
+        with PeerWatch(), StopRequest() as stop:
+            corpus = data.load(config.data, seed=config.train.seed)
+            model = build_model(config.model, vocab_size=corpus.vocab_size, seed=config.train.seed)
+            folder = RunFolder(config)
+            try:
+                return _run(config, corpus, model, folder, stop)
+            finally:
+                folder.release()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _run(config: Config, corpus: data.Corpus, model: nn.Module, folder: RunFolder, stop: StopRequest) -> int:
+    first = _on_rank_zero(folder.claim)
+    if first >= config.train.steps:
+        _say(f"{folder.path} is finished: {first} steps. More train.steps continue it, another run.name starts anew")
+        return FINISHED
+    engine = build_engine(config.engine, model, optimizer=config.optimizer, train=config.train)
+    try:
+        if first:
+            _say(f"resuming {folder.path} after step {first}")
+            engine.load(folder.checkpoint(first))
+        done = Trainer(config, engine, corpus, folder, first).run(stop)
+    finally:
+        engine.close()
+    if groups.rank() == 0:
+        plot_losses(folder.metrics, folder.path / "loss.png")
+    if done < config.train.steps:
+        _say(f"stopped by a signal after step {done} of {config.train.steps}; the same command goes on from there")
+        return STOPPED
+    _say(f"finished: {folder.path}")
+    return FINISHED
+
+
+def _use_cores() -> None:
+    """Share this host's cores among its ranks, unless the user (or torchrun: 1 each) has said how."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
+
+
+def _description(config: Config) -> dict[str, Any]:
+    """All that has to be the same on every rank."""
+    root = Path(__file__).parents[1]
+    sources = {
+        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for file in sorted(root.rglob("*.py"))
+    }
+    packages = {name: version(name) for name in ("torch", "transformers")}
+    return {"settings": to_mapping(config), "packages": packages, "source": sources}
+
+
+def _on_rank_zero(decide: Callable[[], _T]) -> _T:
+    """What ``decide`` returns on rank 0, on every rank; so too the ConfigError it raises."""
+    outcome: tuple[_T | None, ConfigError | None] = (None, None)
+    if groups.rank() == 0:
+        try:
+            outcome = decide(), None
+        except ConfigError as error:
+            outcome = None, error
+    value, refusal = groups.gather_objects(outcome)[0]
+    if refusal is not None:
+        raise refusal
+    return value  # type: ignore[return-value]
+
+
+def _say(text: str) -> None:
+    if groups.rank() == 0:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()

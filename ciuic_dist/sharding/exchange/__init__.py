@@ -1,0 +1,1 @@
+"""How shards become full parameters and gradients become shards: one protocol, three ways."""

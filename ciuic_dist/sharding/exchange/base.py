@@ -1,0 +1,79 @@
+"""What the engine asks of the ranks' way to exchange parameters and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ciuic_dist.sharding.flat import Flat
+from ciuic_dist.sharding.unit import Unit
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went over to or came from other ranks since the start: calls, and bytes this rank received or read."""
+
+    gathers: int = 0
+    gathered_bytes: int = 0
+    reduces: int = 0
+    reduced_bytes: int = 0
+
+
+class Exchange(Protocol):
+    """Every method is called in the same order on every rank.
+
+    Within a backward, flats are submitted in the order that ``begin`` was given.
+    """
+
+    traffic: Traffic
+
+    def place(self, flats: Sequence[Flat]) -> None:
+        """Give each flat memory for its full form and its shard."""
+        ...
+
+    def start_gather(self, unit: Unit) -> None:
+        """Begin to make the unit full."""
+        ...
+
+    def finish_gather(self, unit: Unit) -> None:
+        """Wait until the unit is full."""
+        ...
+
+    def release(self, unit: Unit) -> None:
+        """Give back the memory of the full form, where that is kept only while used."""
+        ...
+
+    def begin(self, order: Sequence[Flat]) -> None:
+        """A backward that reduces has begun."""
+        ...
+
+    def landing(self, flat: Flat) -> Tensor | None:
+        """The buffer that is reduced without a further copy, if it is free for ``flat`` now."""
+        ...
+
+    def submit(self, flat: Flat) -> None:
+        """This rank's gradients of ``flat`` are complete: reduce them, perhaps later."""
+        ...
+
+    def drain(self) -> None:
+        """Finish every submitted reduction, and mark in ``touched`` what any rank has written."""
+        ...
+
+    def before_update(self) -> None:
+        """Return when no rank reads parameters any more that this rank is about to overwrite."""
+        ...
+
+    def after_update(self) -> None:
+        """Make this rank's new shards known."""
+        ...
+
+    def usage(self) -> int:
+        """Bytes of this rank's memory that the exchange holds; its share of what is mapped by several."""
+        ...
+
+    def close(self) -> None:
+        """Let go of peers and of memory that belongs to no flat."""
+        ...

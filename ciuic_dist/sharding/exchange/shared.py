@@ -1,0 +1,148 @@
+"""Ranks of one host: parameters lie once in the common segment, gradients are read from mailboxes.
+
+A gather is nothing but knowing that every owner has finished its slice, which ``after_update`` waits for.
+Gradients: a rank writes a flat's gradients into its own mailbox and rings READY; every rank then sums its
+slice over all mailboxes and rings READ; a slot is written anew when all have READ its last tenant. Flats
+follow each other in one order on all ranks, so counting rings is enough to know which flat is meant, and
+everything about one flat waits only for things about earlier flats: it can't deadlock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ciuic_dist.comm.doorbell import Bell
+from ciuic_dist.comm.shared import SharedPool
+from ciuic_dist.memory.host import allocate
+from ciuic_dist.sharding.exchange.base import Traffic
+from ciuic_dist.sharding.exchange.mailbox import MailboxLayout
+from ciuic_dist.sharding.exchange.summing import mean_into
+from ciuic_dist.sharding.flat import Flat
+from ciuic_dist.sharding.unit import Unit
+
+
+class SharedExchange:
+    """Parameters and gradients through memory that all ranks map."""
+
+    def __init__(self, pool: SharedPool, mailbox: MailboxLayout, *, rank: int, world: int, share_full: bool) -> None:
+        """``share_full``: one full form for all ranks (stages 1 to 3); else each keeps its own (stage 0)."""
+        self.traffic = Traffic()
+        self._pool = pool
+        self._mailbox = mailbox
+        self._rank = rank
+        self._world = world
+        self._share_full = share_full
+        self._flats: Sequence[Flat] = ()
+        self._order: Sequence[Flat] = ()
+        self._submitted = 0
+        self._sequence = 0
+        self._last_in_slot: dict[int, int] = {}
+        self._last_of_flat: dict[int, int] = {}
+        self._pending: deque[tuple[int, Flat]] = deque()
+
+    def place(self, flats: Sequence[Flat]) -> None:
+        """Full forms lie in the common segment, one after the other; shards are views of them."""
+        self._flats = flats
+        offset = 0
+        for flat in flats:
+            if self._share_full:
+                full = self._pool.common[offset : offset + flat.full_bytes].view(flat.compute_dtype)
+                offset += page_rounded(flat.full_bytes)
+            else:
+                full = allocate(flat.layout.numel, flat.compute_dtype, flat.device)
+            flat.place(full, full[flat.shard_range])
+
+    def start_gather(self, unit: Unit) -> None:
+        """The full form is mapped and complete since the last update."""
+
+    def finish_gather(self, unit: Unit) -> None:
+        """The full form is mapped and complete since the last update."""
+
+    def release(self, unit: Unit) -> None:
+        """The memory is everybody's."""
+
+    def begin(self, order: Sequence[Flat]) -> None:
+        """Slots are dealt out in turn, in the order of submission."""
+        self._order = order
+        self._submitted = 0
+        self._mailbox.deal(order)
+
+    def landing(self, flat: Flat) -> Tensor | None:
+        """The flat's slot in this rank's mailbox, if the flats that use it earlier have been submitted."""
+        if not self._mailbox.is_next_tenant(flat, self._order[self._submitted :]):
+            return None
+        return self._claim(flat)
+
+    def submit(self, flat: Flat) -> None:
+        """Publish the gradients, and reduce what all ranks have published already."""
+        slot = self._claim(flat)
+        if flat.landing is not None and flat.landing is not slot and any(flat.written):
+            slot.copy_(flat.landing)
+            flat.landing = slot
+        flat.zero_unwritten()
+        flags = self._mailbox.flags(self._pool.mailboxes[self._rank], flat)
+        flags.copy_(torch.tensor(flat.written, dtype=torch.bool))
+        flat.landing = None
+        flat.clear_written()
+        self._last_in_slot[self._mailbox.slot(flat)] = self._last_of_flat[id(flat)] = self._sequence
+        self._pending.append((self._sequence, flat))
+        self._sequence += 1
+        self._submitted += 1
+        self._pool.doorbell.ring(Bell.READY)
+        while len(self._pending) > 1:
+            self._reduce_oldest()
+
+    def drain(self) -> None:
+        """Reduce the rest."""
+        while self._pending:
+            self._reduce_oldest()
+
+    def before_update(self) -> None:
+        """Wait until every rank has come here: then none computes with the old parameters."""
+        count = self._pool.doorbell.ring(Bell.ENTERED)
+        self._pool.doorbell.wait(Bell.ENTERED, count, "before updating the parameters")
+
+    def after_update(self) -> None:
+        """Wait until every rank has written its slice: then the full forms are complete."""
+        count = self._pool.doorbell.ring(Bell.UPDATED)
+        self._pool.doorbell.wait(Bell.UPDATED, count, "for the updated parameters")
+
+    def usage(self) -> int:
+        """This rank's mailbox, and its share of the common segment (all of the full forms at stage 0)."""
+        full = sum(flat.full_bytes for flat in self._flats)
+        return self._mailbox.nbytes + (full // self._world if self._share_full else full)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._pool.doorbell.close()
+
+    def _claim(self, flat: Flat) -> Tensor:
+        """The flat's slot, once every rank has read its last tenant, and the flat's last flags."""
+        last = max(self._last_in_slot.get(self._mailbox.slot(flat), -1), self._last_of_flat.get(id(flat), -1))
+        while self._pending and self._pending[0][0] <= last:
+            self._reduce_oldest()
+        self._pool.doorbell.wait(Bell.READ, last + 1, f"to write the gradients of {flat.name}")
+        return self._mailbox.view(self._pool.mailboxes[self._rank], flat)
+
+    def _reduce_oldest(self) -> None:
+        sequence, flat = self._pending.popleft()
+        self._pool.doorbell.wait(Bell.READY, sequence + 1, f"for the gradients of {flat.name}")
+        flags = [self._mailbox.flags(box, flat) for box in self._pool.mailboxes]
+        writers = [box for box, flag in zip(self._pool.mailboxes, flags, strict=True) if flag.any()]
+        sources = [self._mailbox.view(box, flat)[flat.shard_range] for box in writers]
+        if sources:
+            mean_into(flat.grad, sources, self._world, accumulate=any(flat.touched))
+            written = torch.stack(flags).any(dim=0).tolist()
+            flat.touched = [old or new for old, new in zip(flat.touched, written, strict=True)]
+        self.traffic.reduces += 1
+        self.traffic.reduced_bytes += sum(source.nbytes for source in sources)
+        self._pool.doorbell.ring(Bell.READ)
+
+
+def page_rounded(nbytes: int) -> int:
+    """``nbytes`` up to whole pages."""
+    return -(-nbytes // 4096) * 4096

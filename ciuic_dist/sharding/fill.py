@@ -1,0 +1,97 @@
+"""Moves a model's values into flats, one flat or one parameter at a time, and its parameters onto them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ciuic_dist.comm.groups import rank, world_size
+from ciuic_dist.models.deferred import recipe_of
+from ciuic_dist.sharding.flat import Flat
+from ciuic_dist.sharding.reset import ResetRecipe
+
+
+def fill(model: nn.Module, flats: Sequence[Flat], device: torch.device) -> None:
+    """Give every flat's master and shard their values, every parameter its place; buffers go to ``device``."""
+    if any(parameter.is_meta for flat in flats for parameter in flat.parameters):
+        _fill_from_recipe(model, flats, device)
+    else:
+        for flat in flats:
+            _fill_from_rank_0(flat)
+        _share_buffers(model, device)
+    for flat in flats:
+        _attach(model, flat)
+
+
+def _fill_from_rank_0(flat: Flat) -> None:
+    source = torch.zeros(flat.layout.numel, dtype=flat.master_dtype, device=flat.device)
+    for index, parameter in enumerate(flat.parameters):
+        if rank() == 0:
+            flat.view(index, source).copy_(parameter.detach())
+        parameter.data = parameter.data.new_empty(0)
+    if world_size() > 1:
+        dist.broadcast(source, 0)
+    flat.master.copy_(source[flat.shard_range])
+    flat.refresh_shard()
+
+
+def _fill_from_recipe(model: nn.Module, flats: Sequence[Flat], device: torch.device) -> None:
+    recipe = recipe_of(model) or ResetRecipe(model)
+    places = {id(p): (flat, index) for flat in flats for index, p in enumerate(flat.parameters)}
+    buffers = [(module, name) for module in model.modules() for name in module._buffers]
+
+    def emit(meta: Tensor, real: Tensor) -> None:
+        if id(meta) in places:
+            flat, index = places[id(meta)]
+            for piece in flat.pieces():
+                if piece.index == index:
+                    target = flat.master[piece.shard_offset : piece.shard_offset + piece.numel]
+                    target.copy_(real.detach().reshape(-1)[piece.start : piece.stop])
+        for module, name in buffers:
+            if module._buffers[name] is meta:
+                module._buffers[name] = real.to(device)
+
+    recipe.replay(emit)
+    for flat in flats:
+        flat.refresh_shard()
+    for module, name in buffers:
+        buffer = module._buffers[name]
+        if buffer is not None and not buffer.is_meta:
+            module._buffers[name] = buffer.to(device)
+
+
+def _share_buffers(model: nn.Module, device: torch.device) -> None:
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+                if world_size() > 1:
+                    dist.broadcast(module._buffers[name].contiguous(), 0)
+
+
+def _attach(model: nn.Module, flat: Flat) -> None:
+    """Make the model's parameters views of the full form."""
+    storage = flat.full.untyped_storage()
+    released = storage.nbytes() == 0
+    if released:  # views can only be made of memory that is there
+        storage.resize_(flat.full_bytes)
+    replaced: dict[int, nn.Parameter] = {}
+    for index, parameter in enumerate(flat.parameters):
+        view = flat.view(index, flat.full)
+        if parameter.is_meta:
+            fresh = nn.Parameter(view.data, requires_grad=parameter.requires_grad)
+            fresh.__dict__.update(parameter.__dict__)
+            replaced[id(parameter)] = fresh
+            flat.parameters[index] = fresh
+        else:
+            parameter.data = view
+    if released:
+        storage.resize_(0)
+    if replaced:
+        for module in model.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None and id(parameter) in replaced:
+                    setattr(module, name, replaced[id(parameter)])

@@ -1,0 +1,59 @@
+"""Finds reads of another unit's weights, which no module hook sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ciuic_dist.sharding.sharded import Sharded
+from ciuic_dist.sharding.unit import Unit, UnitState
+
+
+class ForeignReads:
+    """Watches every operator of the first forward (of training and of evaluation each).
+
+    A weight that is read while its unit is not gathered is gathered on the spot, and from then on together
+    with the unit that read it, in forward and in backward.
+    """
+
+    def __init__(self, sharded: Sharded) -> None:
+        self._sharded = sharded
+        self._seen: set[bool] = set()
+        self._mode: _Watch | None = None
+
+    def start(self, *, training: bool) -> None:
+        """A forward of the model begins."""
+        if training not in self._seen and self._mode is None:
+            self._seen.add(training)
+            self._mode = _Watch(self._sharded)
+            self._mode.__enter__()
+
+    def stop(self) -> None:
+        """The forward is over."""
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)
+            self._mode = None
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self, sharded: Sharded) -> None:
+        super().__init__()
+        self._sharded = sharded
+        self._units: dict[int, Unit] = {
+            flat.full.untyped_storage()._cdata: unit for unit in sharded.units for flat in unit.flats
+        }
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+                unit = self._units.get(leaf.untyped_storage()._cdata)
+                if unit is not None and unit.state is not UnitState.FULL:
+                    self._sharded.note_foreign_read(unit)
+        return func(*args, **(kwargs or {}))

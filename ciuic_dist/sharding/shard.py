@@ -1,0 +1,150 @@
+"""``shard``: from any module to one whose parameters, gradients and optimizer state are spread over the ranks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
+
+import torch
+from torch import nn
+
+from ciuic_dist.comm import groups
+from ciuic_dist.comm.agreement import agree
+from ciuic_dist.comm.shared import open_pool
+from ciuic_dist.memory.budget import Memory
+from ciuic_dist.sharding.exchange.base import Exchange
+from ciuic_dist.sharding.exchange.collective import CollectiveExchange
+from ciuic_dist.sharding.exchange.local import LocalExchange
+from ciuic_dist.sharding.exchange.mailbox import MailboxLayout
+from ciuic_dist.sharding.exchange.shared import SharedExchange, page_rounded
+from ciuic_dist.sharding.fill import fill
+from ciuic_dist.sharding.flat import Flat
+from ciuic_dist.sharding.hooks import install
+from ciuic_dist.sharding.layout import lay_out
+from ciuic_dist.sharding.registry import is_sharded, register
+from ciuic_dist.sharding.sharded import Sharded
+from ciuic_dist.sharding.unit import Unit
+from ciuic_dist.sharding.units import UnitRule, UnitSpec, find_units
+
+PRECISIONS = {None: None, "bf16": torch.bfloat16}
+
+
+def shard(
+    model: nn.Module,
+    stage: int = 3,
+    memory: Memory | None = None,
+    mixed_precision: str | None = None,
+    units: UnitRule = None,
+    plan: None = None,
+) -> nn.Module:
+    """Shard ``model`` in place over the ranks of ``init`` and return it; every rank calls it alike.
+
+    ``stage``: what is sharded: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters.
+    ``mixed_precision``: "bf16" computes in bf16 with masters in the parameters' own dtype; None in that dtype.
+    ``units``: which modules are gathered together: class names, a predicate, or None for the repeated blocks.
+    Rank 0's values count; a model on the meta device gets those that its own initialisation would give.
+
+    Raises ValueError for arguments that can't be, NotImplementedError for ``memory`` and ``plan``,
+    Disagreement where ranks pass different models or arguments; nothing is allocated before.
+    """
+    _check(model, stage, memory, mixed_precision, plan)
+    groups.init(groups.timeout_seconds())
+    specs = find_units(model, units)
+    device = groups.device()
+    world = groups.world_size() if stage else 1
+    owner = groups.rank() if stage else 0
+    compute_dtype = PRECISIONS[mixed_precision]
+    made = [_make_unit(i, spec, world, owner, compute_dtype, device) for i, spec in enumerate(specs)]
+    agree("sharded model", _describe(made, stage, mixed_precision))
+    flats = [flat for unit in made for flat in unit.flats]
+    exchange = _choose_exchange(model, made, stage, device)
+    exchange.place(flats)
+    for unit in made:
+        unit.keep_full = not (stage == 3 and isinstance(exchange, CollectiveExchange))
+    fill(model, flats, device)
+    exchange.after_update()
+    sharded = Sharded(model, made, exchange, stage=stage)
+    sharded.compute_dtype = compute_dtype
+    install(sharded, watch_reads=any(not unit.keep_full for unit in made))
+    register(sharded)
+    model.zero_grad = partial(_zero_grad, sharded)  # type: ignore[method-assign]
+    return model
+
+
+def _check(model: nn.Module, stage: int, memory: Memory | None, mixed_precision: str | None, plan: None) -> None:
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"stage must be 0, 1, 2 or 3, got {stage!r}")
+    if mixed_precision not in PRECISIONS:
+        raise ValueError(f"mixed_precision must be None or 'bf16', got {mixed_precision!r}")
+    if memory is not None:
+        raise NotImplementedError("memory budgets are not supported yet: pass memory=None (no spilling)")
+    if plan is not None:
+        raise NotImplementedError("plans are not supported yet: pass plan=None")
+    if is_sharded(model):
+        raise ValueError("this model, or a part of it, is sharded already")
+    if next(model.parameters(), None) is None:
+        raise ValueError("this model has no parameters to shard")
+
+
+def _make_unit(
+    index: int, spec: UnitSpec, world: int, owner: int, compute_dtype: torch.dtype | None, device: torch.device
+) -> Unit:
+    def kind(item: tuple[str, nn.Parameter]) -> tuple[str, bool]:
+        return str(item[1].dtype), item[1].requires_grad
+
+    flats = []
+    for (dtype, trainable), members in groupby(sorted(spec.parameters.items(), key=kind), key=kind):
+        named = list(members)
+        layout = lay_out([(name, tuple(p.shape)) for name, p in named], world)
+        own = named[0][1].dtype
+        name = f"{spec.name or 'the root unit'} ({dtype}{'' if trainable else ', frozen'})"
+        flats.append(
+            Flat(
+                name,
+                [p for _, p in named],
+                layout,
+                owner=owner,
+                compute_dtype=compute_dtype if compute_dtype is not None and own.is_floating_point else own,
+                device=device,
+            )
+        )
+    return Unit(index, spec.name, spec.module, flats, keep_full=True)
+
+
+def _describe(units: Sequence[Unit], stage: int, mixed_precision: str | None) -> dict[str, object]:
+    parameters = {
+        slot.name: f"{list(slot.shape)} {flat.name}" for unit in units for flat in unit.flats for slot in flat.layout.slots
+    }
+    return {
+        "stage": stage,
+        "mixed_precision": mixed_precision,
+        "torch": torch.__version__,
+        "units": [unit.name for unit in units],
+        "parameters": parameters,
+    }
+
+
+def _choose_exchange(model: nn.Module, units: Sequence[Unit], stage: int, device: torch.device) -> Exchange:
+    world = groups.world_size()
+    if world == 1:
+        return LocalExchange()
+    same_host = len(set(groups.gather_objects(groups.host_identity()))) == 1
+    if device.type != "cpu" or not same_host:
+        return CollectiveExchange(world=world, stage=stage)
+    trainable = [flat for unit in units for flat in unit.trainable]
+    own_slot = trainable if stage <= 1 else [flat for unit in units if unit.module is model for flat in unit.trainable]
+    mailbox = MailboxLayout(trainable, own_slot)
+    common = sum(page_rounded(flat.full_bytes) for unit in units for flat in unit.flats) if stage else 0
+    pool = open_pool(common, mailbox.nbytes)
+    if isinstance(pool, OSError):
+        warnings.warn(f"ranks on this host will send instead of sharing memory, which is slower: {pool}", stacklevel=3)
+        return CollectiveExchange(world=world, stage=stage)
+    return SharedExchange(pool, mailbox, rank=groups.rank(), world=world, share_full=stage > 0)
+
+
+def _zero_grad(sharded: Sharded, set_to_none: bool = True) -> None:
+    """Drop all gradients; stands in for the module's own, which looks at ``parameter.grad``."""
+    for flat in sharded.flats:
+        flat.zero_grad()

@@ -1,0 +1,44 @@
+"""A sharded model's parameters, whole again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ciuic_dist.comm.collectives import start_gather
+from ciuic_dist.comm.groups import rank, world_size
+from ciuic_dist.sharding.flat import Flat
+from ciuic_dist.sharding.registry import sharded_of
+
+
+@torch.no_grad()
+def full_state_dict(model: nn.Module) -> dict[str, Any]:
+    """The model's state dict on rank 0: CPU tensors under the original names, in the original shapes and dtypes.
+
+    Every rank calls it; the others get an empty dict. One unit at a time is whole on each rank.
+    """
+    sharded = sharded_of(model)
+    values: dict[int, Tensor] = {}
+    for flat in sharded.flats:
+        whole = _whole(flat)
+        if rank() == 0:
+            for index, parameter in enumerate(flat.parameters):
+                values[id(parameter)] = flat.view(index, whole).to("cpu", copy=True)
+    if rank() != 0:
+        return {}
+    entries = model.state_dict(keep_vars=True)
+    return {name: values[id(v)] if id(v) in values else _detached(v) for name, v in entries.items()}
+
+
+def _whole(flat: Flat) -> Tensor:
+    if flat.layout.world == 1 or world_size() == 1:
+        return flat.master
+    whole = torch.empty(flat.layout.numel, dtype=flat.master_dtype, device=flat.device)
+    start_gather(whole, flat.master, f"the state of {flat.name}").land()
+    return whole
+
+
+def _detached(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

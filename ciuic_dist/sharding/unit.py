@@ -1,0 +1,56 @@
+"""A unit's states, and what memory each holds."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from torch import nn
+
+from ciuic_dist.sharding.flat import Flat
+
+
+class UnitState(Enum):
+    """Where a unit's parameters are."""
+
+    SHARDED = "sharded"
+    """Only shards are valid. Memory: the shards, and the full form where it is never released."""
+    GATHERING = "gathering"
+    """Peers' shards are on their way. Memory: shards and full form."""
+    FULL = "full"
+    """The model may compute with the unit. Memory: shards and full form."""
+
+
+_TRANSITIONS = {
+    (UnitState.SHARDED, UnitState.GATHERING),
+    (UnitState.GATHERING, UnitState.FULL),
+    (UnitState.FULL, UnitState.SHARDED),
+}
+
+
+class Unit:
+    """The modules gathered and released together, and their parameters."""
+
+    def __init__(self, index: int, name: str, module: nn.Module, flats: list[Flat], *, keep_full: bool) -> None:
+        """``keep_full``: the full form stays in memory and is stale, not absent, while SHARDED.
+
+        ``forwards`` counts calls since the last backward; ``reads`` are other units whose weights it uses.
+        """
+        self.index = index
+        self.name = name or "the root unit"
+        self.module = module
+        self.flats = flats
+        self.keep_full = keep_full
+        self.state = UnitState.SHARDED
+        self.forwards = 0
+        self.reads: list[Unit] = []
+
+    @property
+    def trainable(self) -> list[Flat]:
+        """The flats that get gradients."""
+        return [flat for flat in self.flats if flat.trainable]
+
+    def move(self, state: UnitState) -> None:
+        """Go to ``state``; raises RuntimeError where that is no step of the table."""
+        if (self.state, state) not in _TRANSITIONS:
+            raise RuntimeError(f"{self.name} can't go from {self.state.value} to {state.value}")
+        self.state = state

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ciuic_dist.monitor import metrics
+from ciuic_dist.monitor.metrics import MetricsFile, StepMetrics
+from ciuic_dist.monitor.plots import plot_losses
+from ciuic_dist.monitor.progress import Progress
+from ciuic_dist.monitor.usage import TierUsage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def step_metrics(step: int, *, loss: float | None = None, validation_loss: float | None = None) -> StepMetrics:
+    return StepMetrics(
+        step=step,
+        loss=5.0 / step if loss is None else loss,
+        tokens_per_s=1234.5,
+        lr=1e-3,
+        grad_norm=0.5,
+        memory={"device": TierUsage(used=3 << 20, peak=5 << 30, budget=None)},
+        validation_loss=validation_loss,
+    )
+
+
+def write_steps(path: Path, steps: range, *, resumed_step: int = 0) -> None:
+    with MetricsFile(path, resumed_step=resumed_step) as file:
+        for step in steps:
+            file.write(step_metrics(step))
+
+
+def steps_in(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+# --- metrics.jsonl -------------------------------------------------------------------------------
+
+
+def test_a_line_holds_what_a_step_showed(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "metrics.jsonl"
+    with MetricsFile(path) as file:
+        file.write(step_metrics(1))
+        file.write(step_metrics(2, validation_loss=2.25))
+        lines = path.read_text().splitlines()  # there before the file is closed
+    expected: dict[str, Any] = {
+        "step": 1,
+        "loss": 5.0,
+        "tokens_per_s": 1234.5,
+        "grad_norm": 0.5,
+        "lr": 1e-3,
+        "memory": {"device": {"used": 3 << 20, "peak": 5 << 30}},
+    }
+    assert json.loads(lines[0]) == expected
+    assert json.loads(lines[1]) == expected | {"step": 2, "loss": 2.5, "validation_loss": 2.25}
+
+
+def test_a_resumed_run_has_one_line_a_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_steps(path, range(1, 8))
+    write_steps(path, range(5, 10), resumed_step=4)
+    assert steps_in(path) == list(range(1, 10))
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_from_the_start_drops_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_steps(path, range(1, 4))
+    write_steps(path, range(1, 3))
+    assert steps_in(path) == [1, 2]
+
+
+@pytest.mark.parametrize("cut", [1, 30])
+def test_a_half_written_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_steps(path, range(1, 4))
+    path.write_bytes(path.read_bytes()[:-cut])  # without the newline, or without half of the line
+    whole = [1, 2, 3] if cut == 1 else [1, 2]
+    assert [record["step"] for record in metrics.read(path)] == whole
+    write_steps(path, range(len(whole) + 1, 6), resumed_step=len(whole))
+    assert steps_in(path) == [1, 2, 3, 4, 5]
+
+
+def test_values_that_are_not_finite_stay_json(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path) as file:
+        file.write(step_metrics(1, loss=math.nan, validation_loss=math.inf))
+    (record,) = metrics.read(path)
+    assert record["loss"] is None
+    assert record["validation_loss"] is None
+    assert "NaN" not in path.read_text()
+
+
+# --- progress ------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_without_a_terminal_there_is_a_plain_line_now_and_then() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress(25, stream=stream, clock=clock) as progress:
+        for step in range(1, 26):
+            clock.now += 2.0
+            progress.update(step_metrics(step, validation_loss=2.25 if step == 3 else None))
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["1/25", "6/25", "11/25", "16/25", "21/25", "25/25"]
+    assert lines[1] == (
+        "step 6/25  loss 0.8333  validation 2.2500  1,234 tokens/s  device 3.0 MiB (peak 5.00 GiB)  0:00:38 left"
+    )
+    assert "validation" not in lines[0]
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_time_left_counts_only_the_steps_of_this_run() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress(30, first_step=10, stream=stream, clock=clock) as progress:
+        clock.now += 6.0
+        progress.update(step_metrics(12))
+    assert stream.getvalue().endswith("0:00:54 left\n")
+
+
+def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    stream = Terminal()
+    with Progress(3, stream=stream) as progress:
+        for step in (1, 2, 3):
+            progress.update(step_metrics(step))
+    shown = stream.getvalue()
+    assert "\x1b[" in shown
+    for part in ("3/3", "loss 1.6667", "1,234 tokens/s", "peak 5.00 GiB", "0:00:00 left"):
+        assert part in shown
+
+
+# --- the plot ------------------------------------------------------------------------------------
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    header = path.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(header[16:20]), int.from_bytes(header[20:24])
+
+
+@pytest.mark.parametrize("steps", [0, 1, 40])
+def test_the_plot_is_a_picture_of_any_run(tmp_path: Path, steps: int) -> None:
+    with MetricsFile(tmp_path / "metrics.jsonl") as file:
+        for step in range(1, steps + 1):
+            validation = 3.0 if step % 10 == 0 else None
+            file.write(step_metrics(step, loss=math.nan if step == 7 else None, validation_loss=validation))
+    plot_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    assert png_size(tmp_path / "loss.png") == (960, 600)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_plot_shows_training_and_validation(tmp_path: Path) -> None:
+    pictures = []
+    for validation_loss in (None, 3.0):
+        folder = tmp_path / "run"
+        with MetricsFile(folder / "metrics.jsonl") as file:
+            for step in range(1, 6):
+                file.write(step_metrics(step, validation_loss=validation_loss))
+        plot_losses(folder / "metrics.jsonl", folder / "loss.png")
+        pictures.append((folder / "loss.png").read_bytes())
+    assert pictures[0] != pictures[1]
