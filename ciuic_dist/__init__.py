@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
+from ciuic_dist.checkpoint.files import load, save
 from ciuic_dist.comm.groups import init
 from ciuic_dist.memory.budget import Memory
 from ciuic_dist.optim.adamw import AdamW
@@ -23,9 +24,11 @@ __all__ = [
     "clip_grad_norm_",
     "full_state_dict",
     "init",
+    "load",
     "no_sync",
     "paged",
     "plan",
+    "save",
     "shard",
     "status",
 ]

@@ -131,7 +131,7 @@ def repeated(model: nn.Module) -> Iterator[nn.Module]:
     """The outermost items of the module lists that hold one class more than once: the blocks."""
     for child in model.children():
         items = list(child) if isinstance(child, nn.ModuleList) else []
-        if len(items) > 1 and len({type(item) for item in items}) == 1 and any(items[0].parameters()):
+        if len(items) > 1 and len({type(item) for item in items}) == 1 and any(True for _ in items[0].parameters()):
             yield from items
         else:
             yield from repeated(child)

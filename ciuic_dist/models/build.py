@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +44,7 @@ def build(config: ModelConfig, *, vocab_size: int | None, seed: int) -> nn.Modul
     model = record(make, seed)
     if config.pretrained:
         assert config.path is not None
-        defer(model, Pretrained(model, config.path))
+        defer(model, Pretrained(model, config.path, hf, seed))
     return model
 
 
@@ -78,7 +79,7 @@ def _any_config(config: ModelConfig) -> PretrainedConfig:
             "or model.model_type (such as mistral), not both"
         )
     if config.path is not None:
-        return _published_config(config.path, config.overrides)
+        return _published_config(config, config.path)
     if config.pretrained:
         raise ConfigError("model.pretrained needs model.path: a hub id or a folder with weights")
     if config.model_type not in CONFIG_MAPPING:
@@ -86,7 +87,7 @@ def _any_config(config: ModelConfig) -> PretrainedConfig:
     return _make_config(str(config.model_type), {}, config.overrides)
 
 
-def _published_config(path: str, overrides: dict[str, Any]) -> PretrainedConfig:
+def _published_config(config: ModelConfig, path: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
@@ -95,8 +96,21 @@ def _published_config(path: str, overrides: dict[str, Any]) -> PretrainedConfig:
         raise ConfigError(
             f"model.path={path} is neither a folder with a config.json nor a hub id within reach: {error}"
         ) from error
-    fields = {key: value for key, value in published.to_dict().items() if key != "model_type"}
-    return _make_config(published.model_type, fields, overrides)
+    fields = published.to_dict()
+    fields.pop("model_type")
+    quantized = fields.pop("quantization_config", None)
+    if config.pretrained and quantized is not None:
+        raise ConfigError(f"the weights at {path} are quantized: training needs plain ones")
+    if config.pretrained and Path(path).is_dir() and not _has_weights(Path(path)):
+        raise ConfigError(f"model.pretrained: {path} holds no weights (*.safetensors or *.bin)")
+    layers = config.overrides.get("num_hidden_layers")
+    if layers is not None and fields.get("layer_types"):
+        fields["layer_types"] = fields["layer_types"][:layers]  # a list with one entry a layer
+    return _make_config(published.model_type, fields, config.overrides)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(entry.suffix in {".safetensors", ".bin"} for entry in folder.iterdir())
 
 
 def _make_config(model_type: str, fields: dict[str, Any], overrides: dict[str, Any]) -> PretrainedConfig:

@@ -71,7 +71,7 @@ class Call:
     kills: frozenset[int]  # the ones of those whose earlier contents no longer matter
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(TorchDispatchMode):
     """Writes down the operations on deferred tensors: those on meta, and CPU ones of random value."""
 
     def __init__(self) -> None:

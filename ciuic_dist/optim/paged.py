@@ -86,14 +86,24 @@ class PagedOptimizer(Optimizer):
             self._members.update({id(p): _member(p) for p in fresh})
             self.inner.add_param_group({**group, "params": self._pieces_of(group["params"])})
 
-    def piece_states(self) -> list[tuple[nn.Parameter, Flat, Piece, dict[str, Any]]]:
-        """For each piece on this rank: the parameter, its flat, its place and the inner optimizer's state."""
+    def piece_states(self) -> list[tuple[Flat, Piece, dict[str, Any]]]:
+        """For each piece on this rank: its flat, its place and the inner optimizer's state, to read or fill."""
         return [
-            (p, self._members[id(p)][1], piece.place, self.inner.state.setdefault(piece, {}))
-            for group in self.param_groups
-            for p in group["params"]
-            for piece in self._members[id(p)][2]
+            (flat, piece.place, self.inner.state.setdefault(piece, {}))
+            for _, flat, pieces in self._members.values()
+            for piece in pieces
         ]
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Each group's settings."""
+        return [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
+
+    def take_settings(self, settings: list[dict[str, Any]]) -> None:
+        """Take back what ``settings`` gave. Raises ValueError for another number of groups."""
+        if len(settings) != len(self.param_groups):
+            raise ValueError(f"{len(settings)} parameter groups were saved; this optimizer has {len(self.param_groups)}")
+        for group, saved in zip(self.param_groups, settings, strict=True):
+            group.update(saved)
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, in the usual form; ``load_state_dict`` takes it on the same rank of an equal world."""

@@ -51,7 +51,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        for leaf in pytree.tree_leaves((args, kwargs)):
+        for leaf in () if self._sharded.exchanging else pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
                 unit = self._units.get(leaf.untyped_storage()._cdata)
                 if unit is not None and unit.state is not UnitState.FULL:

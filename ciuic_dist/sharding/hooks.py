@@ -48,7 +48,11 @@ def _gather_on_direct_calls(sharded: Sharded) -> None:
         units = {owner[p] for p in module.parameters(recurse=False)}
         for unit in units:
             if module is not unit.module:
-                module.register_forward_pre_hook(lambda _module, _inputs, unit=unit: sharded.gather(unit, "direct"))
+                module.register_forward_pre_hook(partial(_gather_directly, sharded, unit))
+
+
+def _gather_directly(sharded: Sharded, unit: Unit, module: nn.Module, inputs: Any) -> None:
+    sharded.gather_alone(unit)
 
 
 def in_backward() -> bool:

@@ -38,6 +38,7 @@ class Sharded:
         self.compute_dtype: torch.dtype | None = None
         self.optimizers: list[HoldsState] = []
         self.peak = 0
+        self.exchanging = False
         self._next: dict[tuple[str, int], Unit] = {}
         self._last: tuple[str, int] | None = None
         self._running: list[Unit] = []
@@ -66,15 +67,11 @@ class Sharded:
         """The running unit reads a weight of ``unit``, now and from now on."""
         if self._running and unit not in self._running[-1].reads:
             self._running[-1].reads.append(unit)
-        self.gather(unit, "foreign")
+        self.gather_alone(unit)
 
     def gather(self, unit: Unit, phase: str) -> None:
         """Make ``unit`` full, and start on the unit that came after it the last time."""
-        if unit.state is UnitState.SHARDED:
-            self._start(unit)
-        if unit.state is UnitState.GATHERING:
-            self.exchange.finish_gather(unit)
-            unit.move(UnitState.FULL)
+        self.gather_alone(unit)
         here = (phase, unit.index)
         if self._last is not None and self._last[1] != unit.index:
             self._next[self._last] = unit
@@ -82,6 +79,12 @@ class Sharded:
         following = self._next.get(here)
         if following is not None and following.state is UnitState.SHARDED:
             self._start(following)
+
+    def gather_alone(self, unit: Unit) -> None:
+        """Make ``unit`` full."""
+        if unit.state is UnitState.SHARDED:
+            self._start(unit)
+        self._finish(unit)
 
     def release(self, unit: Unit) -> None:
         """The unit has computed; its full form goes if it is one that goes."""
@@ -92,9 +95,7 @@ class Sharded:
     def release_all(self) -> None:
         """Release every unit, also one gathered ahead that nobody used."""
         for unit in self.units:
-            if unit.state is UnitState.GATHERING:
-                self.exchange.finish_gather(unit)
-                unit.move(UnitState.FULL)
+            self._finish(unit)
             self.release(unit)
         self._last = None
 
@@ -126,9 +127,7 @@ class Sharded:
             flat.refresh_shard()
         self.exchange.after_update()
         for unit in self.units:
-            if unit.state is UnitState.GATHERING:
-                self.exchange.finish_gather(unit)
-                unit.move(UnitState.FULL)
+            self._finish(unit)
             if unit.state is UnitState.FULL:
                 if not unit.keep_full:
                     self.exchange.release(unit)
@@ -163,6 +162,13 @@ class Sharded:
 
     def _start(self, unit: Unit) -> None:
         unit.move(UnitState.GATHERING)
+        self.exchanging = True
         self.exchange.start_gather(unit)
+        self.exchanging = False
+
+    def _finish(self, unit: Unit) -> None:
+        if unit.state is UnitState.GATHERING:
+            self.exchange.finish_gather(unit)
+            unit.move(UnitState.FULL)
 
 

@@ -64,12 +64,44 @@ class Buffered(nn.Module):
         assert slopes[-1].item() == 1.0
         self.register_buffer("slopes", slopes)
         self.register_buffer("mixed", slopes * torch.arange(5))
+        slopes = slopes.clone()
+        self.register_buffer("before", slopes + torch.arange(5))
+        slopes.add_(1)
+        self.register_buffer("changed", slopes)
+        partly = torch.arange(5.0, device="cpu")
+        partly[1:3].normal_()
+        self.register_buffer("partly", partly)
         self.register_buffer("mask", torch.ones(6, 6).tril().bool())
         self.register_buffer("permutation", torch.randperm(13))
         self.register_buffer("noise", torch.randn(3, device="cpu") + 1)
         self.legacy = nn.Parameter(torch.Tensor(4, 5))
         nn.init.xavier_uniform_(self.legacy)
         self.after = nn.Linear(3, 3)
+
+
+@torch.library.custom_op("ciuic_dist_tests::rows_last", mutates_args=())
+def rows_last(tensor: Tensor) -> Tensor:
+    return tensor.t().clone(memory_format=torch.preserve_format)
+
+
+@rows_last.register_fake
+def _(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(tensor.shape[::-1])  # another layout than the real one's
+
+
+class Wary(nn.Module):
+    """Looks at where its tensors are, and uses an operation whose meta kernel promises too much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(3, 5))
+        if self.weight.device.type != "meta" and not self.weight.is_meta:
+            nn.init.normal_(self.weight)
+        there = torch.rand(4, device=self.weight.device)
+        self.register_buffer("there", there)
+        self.register_buffer("moved", torch.ones(2, device="cpu").to(self.weight.device) * there[:2])
+        self.register_buffer("turned", rows_last(self.weight.detach()).contiguous() * 2)
+        self.register_buffer("like", self.weight.new_tensor([1.5, 2.5]))
 
 
 class Tied(nn.Module):
@@ -89,6 +121,7 @@ class Tied(nn.Module):
 MAKERS: dict[str, Callable[[], nn.Module]] = {
     "initialised": Initialised,
     "buffered": Buffered,
+    "wary": Wary,
     "tied": Tied,
     "lstm": lambda: nn.LSTM(5, 7, num_layers=2, bidirectional=True),
     "transformer": lambda: nn.TransformerEncoderLayer(8, 2, 16),
@@ -147,6 +180,18 @@ def test_each_tensor_of_the_module_is_emitted_once_and_again_by_another_replay()
         recipe.replay(emit)
         assert emitted.keys() == {id(tensor) for tensor in distinct_tensors(module)}
         assert torch.equal(emitted[id(module.inner.weight)], plain(Tied).get_parameter("inner.weight"))
+
+
+def test_emitted_tensors_are_the_receivers_own() -> None:
+    module = record(Buffered, SEED)
+    recipe = recipe_of(module)
+    assert recipe is not None
+
+    def spoil(_: Tensor, real: Tensor) -> None:
+        real.zero_()
+
+    recipe.replay(spoil)
+    assert torch.equal(materialize(module).get_buffer("slopes"), plain(Buffered).get_buffer("slopes"))
 
 
 def test_the_random_state_and_default_dtype_of_the_caller_are_kept() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,9 +83,7 @@ def test_tied_weights_stay_tied() -> None:
         ("gpt2", "small", 124.4),
     ],
 )
-def test_a_named_size_has_its_published_parameters_and_allocates_none(
-    family: str, size: str, millions: float
-) -> None:
+def test_a_named_size_has_its_published_parameters_and_allocates_none(family: str, size: str, millions: float) -> None:
     model = build(ModelConfig(family, size), vocab_size=None, seed=SEED)
     assert all(tensor.is_meta for tensor in distinct_tensors(model))
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
@@ -92,9 +91,8 @@ def test_a_named_size_has_its_published_parameters_and_allocates_none(
 
 def test_models_are_fp32_with_fused_attention_and_no_cache() -> None:
     model = build(ModelConfig("deepseek"), vocab_size=None, seed=SEED)
-    config = model.get_submodule("model").config
-    assert isinstance(model, nn.Module)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    config: Any = model.config
     assert config._attn_implementation == "sdpa"
     assert not config.use_cache
 
@@ -130,8 +128,33 @@ def test_a_folder_gives_its_shape_and_on_demand_its_weights(tmp_path: Path) -> N
     assert_same_values(materialize(loaded), source)
     assert loaded.get_parameter("lm_head.weight") is loaded.get_parameter("model.embed_tokens.weight")
 
+    deeper = replace(config, pretrained=True, overrides={"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2})
+    first, second = (materialize(build(deeper, vocab_size=None, seed=SEED)) for _ in range(2))
+    assert torch.equal(first.get_parameter("lm_head.weight"), source.get_parameter("lm_head.weight"))
+    assert_same_values(first, second)  # the layer that the files lack too
+
     with pytest.raises(ConfigError, match="tokenizer has 257 tokens, the pretrained model knows 256"):
         build(replace(config, pretrained=True), vocab_size=257, seed=SEED)
+
+
+def test_fewer_layers_of_a_published_shape(tmp_path: Path) -> None:
+    hf_config(ModelConfig("qwen3"), vocab_size=None).save_pretrained(tmp_path)
+    config = ModelConfig("hf", None, path=str(tmp_path), overrides={"num_hidden_layers": 2})
+    assert hf_config(config, vocab_size=None).num_hidden_layers == 2
+
+
+def test_quantized_or_missing_weights_are_refused(tmp_path: Path) -> None:
+    published = hf_config(ModelConfig("llama"), vocab_size=None)
+    published.quantization_config = {"quant_method": "fp8"}
+    published.save_pretrained(tmp_path)
+    config = ModelConfig("hf", None, path=str(tmp_path))
+    build(config, vocab_size=None, seed=SEED)
+    with pytest.raises(ConfigError, match="are quantized"):
+        build(replace(config, pretrained=True), vocab_size=None, seed=SEED)
+    del published.quantization_config
+    published.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="holds no weights"):
+        build(replace(config, pretrained=True), vocab_size=None, seed=SEED)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""Our engine: the model sharded by ``cd.shard``."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ciuic_dist.checkpoint.files import load, save
+from ciuic_dist.engines.adapter import Adapter
+from ciuic_dist.engines.base import Batch
+from ciuic_dist.monitor.usage import TierUsage
+from ciuic_dist.optim.adamw import AdamW
+from ciuic_dist.sharding.clip import clip_grad_norm_
+from ciuic_dist.sharding.registry import sharded_of
+from ciuic_dist.sharding.shard import shard
+from ciuic_dist.status import status
+
+if TYPE_CHECKING:
+    from ciuic_dist.config import EngineConfig, OptimizerConfig, TrainConfig
+
+
+class PagedEngine(Adapter):
+    """ZeRO stages 0 to 3 over shared memory or collectives."""
+
+    def __init__(
+        self, model: nn.Module, *, engine: EngineConfig, optimizer: OptimizerConfig, train: TrainConfig
+    ) -> None:
+        precision = "bf16" if train.precision == "bf16" else None
+        self.model = shard(model, stage=engine.stage, mixed_precision=precision)
+        self.optimizer = AdamW(
+            self.model.parameters(),
+            lr=optimizer.lr,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+        )
+
+    def forward_backward(self, batch: Batch, *, accumulation: int, last: bool) -> Tensor:
+        """Gradients of this micro-batch; reduced at the last one."""
+        with nullcontext() if last else sharded_of(self.model).no_sync():
+            loss: Tensor = self.model(**batch).loss
+            (loss / accumulation).backward()
+        return loss.detach().float()
+
+    def step(self, max_norm: float | None) -> float | None:
+        """Clip, update, drop the gradients."""
+        norm = None if max_norm is None else float(clip_grad_norm_(self.model, max_norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def save(self, path: Path, extra: dict[str, Any]) -> None:
+        """One folder that any number of ranks can load."""
+        save(path, model=self.model, optimizer=self.optimizer, **extra)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Model and optimizer in place; returns what else was saved."""
+        return load(path, model=self.model, optimizer=self.optimizer)
+
+    def status(self) -> dict[str, TierUsage]:
+        """Bytes by tier."""
+        return status(self.model).tiers
+
+    def close(self) -> None:
+        """Let go of the other ranks."""
+        sharded_of(self.model).exchange.close()
