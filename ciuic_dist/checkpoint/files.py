@@ -24,9 +24,7 @@ _READING_FAILED = (RuntimeError, ValueError, KeyError, dcp.CheckpointException)
 
 
 @torch.no_grad()
-def save(
-    path: str | PathLike[str], *, model: nn.Module, optimizer: PagedOptimizer | None = None, **extra: Any
-) -> None:
+def save(path: str | PathLike[str], *, model: nn.Module, optimizer: PagedOptimizer | None = None, **extra: Any) -> None:
     """Write masters, optimizer state and ``extra`` (anything that pickles; rank 0's counts) to the folder ``path``.
 
     Every rank calls it. ``path`` changes only when all is on disk, by rename.
@@ -36,9 +34,7 @@ def save(
         state |= entries.optimizer_entries(optimizer)
     state |= {f"extra.{key}": value for key, value in extra.items()}
     with whole_or_absent(Path(path)) as draft, _quiet():
-        dcp.save(
-            state, storage_writer=dcp.FileSystemWriter(draft), planner=SavePlanner(), no_dist=world_size() == 1
-        )
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(draft), planner=SavePlanner(), no_dist=world_size() == 1)
 
 
 @torch.no_grad()

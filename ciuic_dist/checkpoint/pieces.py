@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import LoadPlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
@@ -60,7 +66,7 @@ def _chunk(box: Box) -> ChunkStorageMetadata:
     return ChunkStorageMetadata(offsets=torch.Size(box.offsets), sizes=torch.Size(box.sizes))
 
 
-class SavePlanner(DefaultSavePlanner):  # type: ignore[misc]
+class SavePlanner(DefaultSavePlanner):
     """Writes boxed pieces besides whole tensors and objects."""
 
     def __init__(self) -> None:
@@ -72,7 +78,7 @@ class SavePlanner(DefaultSavePlanner):  # type: ignore[misc]
         return found.at(index.offset) if isinstance(found, BoxedPiece) else super().lookup_object(index)
 
 
-class LoadPlanner(DefaultLoadPlanner):  # type: ignore[misc]
+class LoadPlanner(DefaultLoadPlanner):
     """Reads into boxed pieces besides whole tensors and objects."""
 
     def __init__(self) -> None:
@@ -88,12 +94,14 @@ class LoadPlanner(DefaultLoadPlanner):  # type: ignore[misc]
         """What to read for this rank. Raises ValueError where a whole tensor's shape is another."""
         pieces = {name: value for name, value in self.state_dict.items() if isinstance(value, BoxedPiece)}
         others = {name: value for name, value in self.state_dict.items() if name not in pieces}
-        saved = self.metadata.state_dict_metadata
+        assert self.metadata is not None
         plan = create_default_local_load_plan(others, self.metadata)
         for name, piece in pieces.items():
-            if saved[name].size != piece.size():
-                raise ValueError(f"{name} was saved as {list(saved[name].size)} and is {list(piece.size())} here")
-            plan.items.extend(create_read_items_for_chunk_list(name, saved[name], piece.chunks()))
+            saved = self.metadata.state_dict_metadata[name]
+            if not isinstance(saved, TensorStorageMetadata) or saved.size != piece.size():
+                was = list(saved.size) if isinstance(saved, TensorStorageMetadata) else "no tensor"
+                raise ValueError(f"{name} was saved as {was} and is {list(piece.size())} here")
+            plan.items.extend(create_read_items_for_chunk_list(name, saved, piece.chunks()))
         return plan
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:

@@ -17,7 +17,6 @@ from torch import Tensor
 from ciuic_dist.comm.errors import PeerLost
 from ciuic_dist.comm.groups import rank, timeout_seconds, world_size
 
-
 # torch 2.13 renamed them.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor

@@ -10,6 +10,7 @@ import mmap
 import os
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def _create(sizes: list[int], host_total: int) -> tuple[list[int], OSError | Non
 
 def _check_room(size: int) -> None:
     """Refuse what the host has no memory for: pages come at first touch, too late for an error."""
-    with open("/proc/meminfo") as lines:
+    with Path("/proc/meminfo").open() as lines:
         available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
     if size > available:
         raise OSError(f"{size} bytes of shared memory are needed and {available} are available on this host")

@@ -101,7 +101,7 @@ class PagedOptimizer(Optimizer):
     def take_settings(self, settings: list[dict[str, Any]]) -> None:
         """Take back what ``settings`` gave. Raises ValueError for another number of groups."""
         if len(settings) != len(self.param_groups):
-            raise ValueError(f"{len(settings)} parameter groups were saved; this optimizer has {len(self.param_groups)}")
+            raise ValueError(f"{len(settings)} parameter groups were saved, {len(self.param_groups)} are here")
         for group, saved in zip(self.param_groups, settings, strict=True):
             group.update(saved)
 

@@ -67,9 +67,10 @@ def _share_buffers(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = buffer.to(device)
+                moved = buffer.to(device).contiguous()
                 if world_size() > 1:
-                    dist.broadcast(module._buffers[name].contiguous(), 0)
+                    dist.broadcast(moved, 0)
+                module._buffers[name] = moved
 
 
 def _attach(model: nn.Module, flat: Flat) -> None:
@@ -92,6 +93,6 @@ def _attach(model: nn.Module, flat: Flat) -> None:
         storage.resize_(0)
     if replaced:
         for module in model.modules():
-            for name, parameter in list(module._parameters.items()):
-                if parameter is not None and id(parameter) in replaced:
-                    setattr(module, name, replaced[id(parameter)])
+            for name, owned in list(module._parameters.items()):
+                if id(owned) in replaced:
+                    setattr(module, name, replaced[id(owned)])

@@ -61,9 +61,8 @@ class Flat:
     def place(self, full: Tensor, shard: Tensor) -> None:
         """Take the memory for the full form and the shard; the master is made here where it differs."""
         self.full, self.shard = full, shard
-        self.master = (
-            shard if self.compute_dtype == self.master_dtype else allocate(shard.numel(), self.master_dtype, self.device)
-        )
+        same = self.compute_dtype == self.master_dtype
+        self.master = shard if same else allocate(shard.numel(), self.master_dtype, self.device)
 
     def view(self, index: int, buffer: Tensor) -> Tensor:
         """Parameter ``index`` as it lies in ``buffer``, which is laid out like ``full``."""

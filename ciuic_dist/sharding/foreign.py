@@ -31,18 +31,18 @@ class ForeignReads:
         if training not in self._seen and self._mode is None:
             self._seen.add(training)
             self._mode = _Watch(self._sharded)
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
         """The forward is over."""
         if self._mode is not None:
-            self._mode.__exit__(None, None, None)
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._mode = None
 
 
 class _Watch(TorchDispatchMode):
     def __init__(self, sharded: Sharded) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._sharded = sharded
         self._units: dict[int, Unit] = {
             flat.full.untyped_storage()._cdata: unit for unit in sharded.units for flat in unit.flats

@@ -67,9 +67,7 @@ class FlatLayout:
                 yield Piece(index, start - slot.offset, stop - slot.offset, start - low)
 
 
-def lay_out(
-    parameters: Sequence[tuple[str, tuple[int, ...]]], world: int, alignment: int = ALIGNMENT
-) -> FlatLayout:
+def lay_out(parameters: Sequence[tuple[str, tuple[int, ...]]], world: int, alignment: int = ALIGNMENT) -> FlatLayout:
     """Place parameters, given as (name, shape), one after the other for ``world`` shards."""
     slots: list[Slot] = []
     offset = 0

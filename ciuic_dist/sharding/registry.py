@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.sharded import Sharded
 
 
-class Home(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Home:
     """Where a parameter lives."""
 
     sharded: Sharded

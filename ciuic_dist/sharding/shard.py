@@ -115,7 +115,10 @@ def _make_unit(
 
 def _describe(units: Sequence[Unit], stage: int, mixed_precision: str | None) -> dict[str, object]:
     parameters = {
-        slot.name: f"{list(slot.shape)} {flat.name}" for unit in units for flat in unit.flats for slot in flat.layout.slots
+        slot.name: f"{list(slot.shape)} {flat.name}"
+        for unit in units
+        for flat in unit.flats
+        for slot in flat.layout.slots
     }
     return {
         "stage": stage,

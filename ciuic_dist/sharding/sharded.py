@@ -11,7 +11,6 @@ from torch import nn
 
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.exchange.local import LocalExchange
-from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.gradients import GradientFlow
 from ciuic_dist.sharding.unit import Unit, UnitState
 
@@ -170,5 +169,3 @@ class Sharded:
         if unit.state is UnitState.GATHERING:
             self.exchange.finish_gather(unit)
             unit.move(UnitState.FULL)
-
-

@@ -29,7 +29,7 @@ class CollectiveExchange:
         self._stage = stage
         self._flats: Sequence[Flat] = ()
         self._gathers: dict[int, list[Flight]] = {}
-        self._reduces: deque[tuple[Flat, Flight | None]] = deque()
+        self._reduces: deque[tuple[Flat, Flight]] = deque()
         self._reduced: list[Flat] = []
         self._kept: dict[int, Tensor] = {}
 
