@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Generator
 
 from benchmarks.zoo.batches import floats, integers, tokens, transcript
 from benchmarks.zoo.decoders import short
-from benchmarks.zoo.entry import Batch, Entry, hugging_face
+from benchmarks.zoo.entry import Batch, Entry, Fields, hugging_face
 
-Fields = Mapping[str, Any]
+MELS = 16
+FRAMES = 32
 
+POSITIONS: Fields = {"max_source_positions": FRAMES, "max_target_positions": 16}
+WHISPER: Fields = {**POSITIONS, "num_mel_bins": MELS}
+SPEECH: Fields = {**POSITIONS, "input_feat_per_channel": MELS, "conv_channels": 16}
+SPECTROGRAM: Fields = {"max_length": FRAMES, "num_mel_bins": MELS}
 WAVE: Fields = {
     "conv_dim": [16, 16, 16],
     "conv_kernel": [8, 4, 3],
@@ -34,9 +38,6 @@ WAVES: Mapping[str, Fields] = {
     "SEWDForCTC": WAVE,
 }
 
-MELS = 16
-FRAMES = 32
-
 
 def frames(generator: Generator, rows: int) -> Batch:
     """Spectrogram frames, time first, to a transcript."""
@@ -56,29 +57,13 @@ def labelled_sound(generator: Generator, rows: int) -> Batch:
 def entries() -> list[Entry]:
     """Every audio model."""
     waves = [
-        hugging_face(short(architecture), "audio", architecture, transcript, **fields)
+        hugging_face(short(architecture), "audio", architecture, transcript, fields)
         for architecture, fields in WAVES.items()
     ]
-    positions = {"max_source_positions": FRAMES, "max_target_positions": 16}
     return [
         *waves,
-        hugging_face("whisper", "audio", "WhisperForConditionalGeneration", spectrogram, num_mel_bins=MELS, **positions),
-        hugging_face(
-            "speech2text",
-            "audio",
-            "Speech2TextForConditionalGeneration",
-            frames,
-            input_feat_per_channel=MELS,
-            conv_channels=16,
-            **positions,
-        ),
-        hugging_face("wav2vec2bert", "audio", "Wav2Vec2BertForCTC", frames, feature_projection_input_dim=MELS),
-        hugging_face(
-            "spectrogram-transformer",
-            "audio",
-            "ASTForAudioClassification",
-            labelled_sound,
-            max_length=FRAMES,
-            num_mel_bins=MELS,
-        ),
+        hugging_face("whisper", "audio", "WhisperForConditionalGeneration", spectrogram, WHISPER),
+        hugging_face("speech2text", "audio", "Speech2TextForConditionalGeneration", frames, SPEECH),
+        hugging_face("wav2vec2bert", "audio", "Wav2Vec2BertForCTC", frames, {"feature_projection_input_dim": MELS}),
+        hugging_face("spectrogram-transformer", "audio", "ASTForAudioClassification", labelled_sound, SPECTROGRAM),
     ]

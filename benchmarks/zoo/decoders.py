@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from benchmarks.zoo.batches import language
-from benchmarks.zoo.entry import Entry, hugging_face
-
-Fields = Mapping[str, Any]
+from benchmarks.zoo.entry import Entry, Fields, hugging_face
 
 LATENT: Fields = {  # multi-head latent attention
     "num_key_value_heads": 4,
@@ -148,7 +145,7 @@ def entries() -> list[Entry]:
     """Every decoder, on next-token prediction."""
     tables = {"decoder": DENSE, "experts": EXPERTS, "recurrent": RECURRENT}
     return [
-        hugging_face(short(architecture), kind, architecture, language, **fields)
+        hugging_face(short(architecture), kind, architecture, language, fields)
         for kind, table in tables.items()
         for architecture, fields in table.items()
     ]
@@ -156,4 +153,4 @@ def entries() -> list[Entry]:
 
 def short(architecture: str) -> str:
     """`LlamaForCausalLM` as `llama`."""
-    return architecture.split("For")[0].removesuffix("LMHeadModel").removesuffix("Model").lower()
+    return architecture.split("For", 1)[0].removesuffix("LMHeadModel").removesuffix("Model").lower()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from benchmarks.zoo.batches import translation
 from benchmarks.zoo.decoders import short
-from benchmarks.zoo.entry import Entry, hugging_face
-
-Fields = Mapping[str, Any]
+from benchmarks.zoo.entry import Entry, Fields, hugging_face
 
 T5: Fields = {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
 PROPHET: Fields = {
@@ -69,6 +66,6 @@ TABLE: Mapping[str, Fields] = {
 def entries() -> list[Entry]:
     """Every encoder-decoder, from a text to a shorter one."""
     return [
-        hugging_face(short(architecture).removesuffix("mt"), "encoder-decoder", architecture, translation, **fields)
+        hugging_face(short(architecture).removesuffix("mt"), "encoder-decoder", architecture, translation, fields)
         for architecture, fields in TABLE.items()
     ]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Generator
 
 from benchmarks.zoo.batches import labelled_text, language, masked
 from benchmarks.zoo.decoders import short
-from benchmarks.zoo.entry import Batch, Entry, hugging_face
-
-Fields = Mapping[str, Any]
+from benchmarks.zoo.entry import Batch, Entry, Fields, hugging_face
 
 MASKED: Mapping[str, Fields] = {
     "AlbertForMaskedLM": {"embedding_size": 16, "num_hidden_layers": 4},  # one layer, used four times
@@ -79,7 +76,7 @@ def entries() -> list[Entry]:
         (OTHERS, language),
     ]
     return [
-        hugging_face(short(architecture).removesuffix("with"), "encoder", architecture, batch, **fields)
+        hugging_face(short(architecture).removesuffix("with"), "encoder", architecture, batch, fields)
         for table, batch in tables
         for architecture, fields in table.items()
     ]

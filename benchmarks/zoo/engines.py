@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -58,9 +57,7 @@ class FSDP2:
         for block in [*repeated(model), model]:
             fully_shard(block, mesh=mesh, reshard_after_forward=stage == 3)
         self._model = model
-        self._optimizer = torch.optim.AdamW(
-            model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
-        )
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
 
     def step(self, batch: Batch) -> float:
         """Trainer.step."""
@@ -72,7 +69,10 @@ class FSDP2:
 
     def parameters(self) -> dict[str, Tensor]:
         """Trainer.parameters."""
-        return {name: parameter.full_tensor() for name, parameter in self._model.named_parameters()}  # type: ignore[operator]
+        from torch.distributed.tensor import DTensor
+
+        named = self._model.named_parameters()
+        return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in named}
 
 
 class DeepSpeed:
@@ -131,15 +131,19 @@ def repeated(model: nn.Module) -> Iterator[nn.Module]:
     """The outermost items of the module lists that hold one class more than once: the blocks."""
     for child in model.children():
         items = list(child) if isinstance(child, nn.ModuleList) else []
-        if len(items) > 1 and len({type(item) for item in items}) == 1 and any(True for _ in items[0].parameters()):
+        kinds = {type(item) for item in items}
+        if len(items) > 1 and len(kinds) == 1 and kinds != {nn.ModuleList}:
             yield from items
         else:
             yield from repeated(child)
 
 
-def mixtures(model: nn.Module) -> list[Any]:
-    """The classes of the modules that route tokens to experts."""
-    named = re.compile(r"moe|expert|sparsemlp", re.IGNORECASE)
-    parts = [module for module in model.modules() if any(named.search(type(child).__name__) for child in module.children())]
-    routers = [module for module in parts if any("expert" in name.lower() for name, _ in module.named_children())]
-    return list({type(module) for module in routers})
+def mixtures(model: nn.Module) -> list[type[nn.Module]]:
+    """The classes of the modules that route tokens to experts: those with a child called expert-something."""
+    return list(
+        {
+            type(module)
+            for module in model.modules()
+            if any("expert" in name.lower() for name, _ in module.named_children())
+        }
+    )

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 Batch = dict[str, Tensor]
+Fields = Mapping[str, Any]  # of a Hugging Face config
 
 SEED = 20
 
@@ -73,16 +74,16 @@ def hugging_face(
     kind: str,
     architecture: str,
     batch: Callable[[Generator, int], Batch],
+    fields: Fields,
     *,
     tolerance: float = 0.0,
     reason: str = "",
-    **fields: Any,
 ) -> Entry:
     """The entry for the transformers class called `architecture`, its config being TINY overridden by `fields`."""
     return Entry(name, kind, partial(build, architecture, fields), batch, tolerance, reason)
 
 
-def build(architecture: str, fields: Mapping[str, Any]) -> nn.Module:
+def build(architecture: str, fields: Fields) -> nn.Module:
     """Build the transformers class called `architecture` with random weights that depend on SEED only."""
     import transformers
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Generator
 
 from benchmarks.zoo.batches import image, integers, pairs, tokens
-from benchmarks.zoo.entry import Batch, Entry, hugging_face
+from benchmarks.zoo.entry import Batch, Entry, Fields, hugging_face
 
-Fields = Mapping[str, Any]
+IMAGE_TOKEN = 4
+PATCHES = 16
 
 LAYERS: Fields = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT: Fields = {
@@ -25,11 +23,17 @@ TEXT: Fields = {
 LANGUAGE: Fields = {**TEXT, "num_key_value_heads": 2, "head_dim": 8}
 VISION: Fields = {**LAYERS, "image_size": 32, "patch_size": 8}
 TWO: Fields = {"text_config": TEXT, "vision_config": VISION, "projection_dim": 16}
+ALT: Fields = {**TWO, "text_config": {**TEXT, "project_dim": 16}}
 BLIP: Fields = {
     "text_config": {**TEXT, "encoder_hidden_size": 32, "sep_token_id": 3},
     "vision_config": VISION,
     "projection_dim": 16,
     "image_text_hidden_size": 16,
+}
+LLAVA: Fields = {
+    "text_config": {**LANGUAGE, "model_type": "llama"},
+    "vision_config": {**VISION, "model_type": "clip_vision_model"},
+    "image_token_id": IMAGE_TOKEN,
 }
 GROUPS: Fields = {
     "text_config": TEXT,
@@ -43,9 +47,6 @@ GROUPS: Fields = {
     "projection_dim": 16,
     "projection_intermediate_dim": 32,
 }
-
-IMAGE_TOKEN = 4
-PATCHES = 16
 
 
 def contrast(generator: Generator, rows: int) -> Batch:
@@ -72,16 +73,14 @@ def dialogues(generator: Generator, rows: int) -> Batch:
 
 def entries() -> list[Entry]:
     """Every model of text with images."""
-    see: Fields = {"text_config": {"model_type": "llama", **LANGUAGE}, "image_token_id": IMAGE_TOKEN}
-    eyes: Fields = {"model_type": "clip_vision_model", **VISION}
     return [
-        hugging_face("clip", "multimodal", "CLIPModel", contrast, **TWO),
-        hugging_face("siglip", "multimodal", "SiglipModel", contrast, text_config=TEXT, vision_config=VISION),
-        hugging_face("chineseclip", "multimodal", "ChineseCLIPModel", contrast, **TWO),
-        hugging_face("altclip", "multimodal", "AltCLIPModel", contrast, **{**TWO, "text_config": {**TEXT, "project_dim": 16}}),
-        hugging_face("clipseg", "multimodal", "CLIPSegModel", contrast, **TWO),
-        hugging_face("groupvit", "multimodal", "GroupViTModel", contrast, **GROUPS),
-        hugging_face("blip", "multimodal", "BlipForConditionalGeneration", captions, **BLIP),
-        hugging_face("vilt", "multimodal", "ViltForQuestionAnswering", questions, num_labels=2),
-        hugging_face("llava", "multimodal", "LlavaForConditionalGeneration", dialogues, vision_config=eyes, **see),
+        hugging_face("clip", "multimodal", "CLIPModel", contrast, TWO),
+        hugging_face("siglip", "multimodal", "SiglipModel", contrast, {"text_config": TEXT, "vision_config": VISION}),
+        hugging_face("chineseclip", "multimodal", "ChineseCLIPModel", contrast, TWO),
+        hugging_face("altclip", "multimodal", "AltCLIPModel", contrast, ALT),
+        hugging_face("clipseg", "multimodal", "CLIPSegModel", contrast, TWO),
+        hugging_face("groupvit", "multimodal", "GroupViTModel", contrast, GROUPS),
+        hugging_face("blip", "multimodal", "BlipForConditionalGeneration", captions, BLIP),
+        hugging_face("vilt", "multimodal", "ViltForQuestionAnswering", questions, {"num_labels": 2}),
+        hugging_face("llava", "multimodal", "LlavaForConditionalGeneration", dialogues, LLAVA),
     ]

@@ -35,6 +35,7 @@ def table(verdicts: Sequence[Verdict], entries: Mapping[str, Entry]) -> str:
         found = [cells.get((name, *column)) for column in columns]
         rows.append([name, entries[name].kind, *("" if verdict is None else cell(verdict) for verdict in found)])
     for title, tolerance in (("bit-identical", 0.0), ("within 1e-6", 1e-6), ("within 1e-4", 1e-4)):
-        sums = [[v for v in verdicts if (v.job.engine, v.job.stage) == column] for column in columns]
-        rows.append([f"**{title}**", "", *(f"{sum(v.within(tolerance) for v in found)} of {len(found)}" for found in sums)])
+        tried = [[v for v in verdicts if (v.job.engine, v.job.stage) == column] for column in columns]
+        sums = [f"{sum(v.within(tolerance) for v in found)} of {len(found)}" for found in tried]
+        rows.append([f"**{title}**", "", *sums])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

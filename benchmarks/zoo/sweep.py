@@ -7,10 +7,10 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 from benchmarks.zoo.verdict import Job, Verdict
 from benchmarks.zoo.worker import work
@@ -20,7 +20,7 @@ START_UP = 120.0  # seconds more for the first one of a group: imports
 IMPORTS = ["benchmarks.zoo.worker", "transformers.modeling_utils", "transformers.models.llama.modeling_llama"]
 
 
-def sweep(jobs: Sequence[Job], limit: float = LIMIT) -> Iterator[Verdict]:
+def sweep(jobs: Sequence[Job], limit: float = LIMIT) -> Generator[Verdict]:
     """Yield a verdict per job, in order. All jobs must have one engine and one world."""
     remaining = list(jobs)
     while remaining:
@@ -54,10 +54,10 @@ class Group:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def __enter__(self) -> Group:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -72,7 +72,8 @@ class Group:
         while waiting:
             ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                return Verdict(job, "timeout", error=f"ranks {sorted(waiting.values())} were not done after {patience:.0f} s")
+                late = sorted(waiting.values())
+                return Verdict(job, "timeout", error=f"ranks {late} were not done after {patience:.0f} s")
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 rank = waiting.pop(pipe)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Generator
 
 from benchmarks.zoo.batches import image, images, integers, labelled_image
 from benchmarks.zoo.decoders import short
-from benchmarks.zoo.entry import TINY, Batch, Entry, hugging_face
-
-Fields = Mapping[str, Any]
+from benchmarks.zoo.entry import TINY, Batch, Entry, Fields, hugging_face
 
 WINDOWS: Fields = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
 STAGES: Fields = {"hidden_sizes": [16, 32], "depths": [1, 2], "embedding_size": 16}
@@ -120,13 +117,13 @@ CLASSIFIERS: Mapping[str, Fields] = {
 LARGER = {"LevitForImageClassification": 64, "TextNetForImageClassification": 64, "CvtForImageClassification": 64}
 
 
-def boxes(generator: Generator, rows: int) -> Batch:
+def maps(generator: Generator, rows: int) -> Batch:
     """Images to maps of classes, one a pixel."""
     size = TINY["image_size"]
     return {"pixel_values": image(generator, rows), "labels": integers(generator, 2, rows, size, size)}
 
 
-def pixels(generator: Generator, rows: int) -> Batch:
+def masked(generator: Generator, rows: int) -> Batch:
     """An image and the patches of it that are masked."""
     mask = integers(generator, 2, rows, 16).bool()
     return {"pixel_values": image(generator, rows), "bool_masked_pos": mask}
@@ -140,13 +137,13 @@ def entries() -> list[Entry]:
             "vision",
             architecture,
             images(LARGER[architecture]) if architecture in LARGER else labelled_image,
-            **fields,
+            fields,
         )
         for architecture, fields in CLASSIFIERS.items()
     ]
     segmenter = {**PYRAMID, "sr_ratios": [2, 1], "decoder_hidden_size": 16}
     return [
         *classifiers,
-        hugging_face("segformer-maps", "vision", "SegformerForSemanticSegmentation", boxes, **segmenter),
-        hugging_face("vit-masked", "vision", "ViTForMaskedImageModeling", pixels, encoder_stride=8),
+        hugging_face("segformer-maps", "vision", "SegformerForSemanticSegmentation", maps, segmenter),
+        hugging_face("vit-masked", "vision", "ViTForMaskedImageModeling", masked, {"encoder_stride": 8}),
     ]

@@ -44,7 +44,7 @@ def work(rank: int, port: int, jobs: list[Job], reports: Connection, log: Path) 
                 known = {job.name: reference(entry, world)}
             reports.send(train(entry, job, rank, known.get(job.name)))
             gc.collect()
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it was, it is the verdict on this job
         reports.send(f"rank {rank}: {traceback.format_exc()}")
 
 

@@ -15,7 +15,10 @@ import torch.distributed as dist
 DEFAULT_TIMEOUT = 300.0
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
-_timeout = DEFAULT_TIMEOUT
+
+
+class _Settings:
+    timeout = DEFAULT_TIMEOUT
 
 
 def init(timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -25,10 +28,9 @@ def init(timeout: float = DEFAULT_TIMEOUT) -> None:
     ``torch.distributed.init_process_group``, keeps the group there is.
     Raises ValueError where the launcher's environment variables contradict each other.
     """
-    global _timeout
     if timeout <= 0:
         raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
-    _timeout = timeout
+    _Settings.timeout = timeout
     if dist.is_initialized() or "WORLD_SIZE" not in os.environ:
         return
     world = _check_environment()
@@ -67,13 +69,13 @@ def world_size() -> int:
 
 def timeout_seconds() -> float:
     """The bound on every wait for another rank, as given to ``init``."""
-    return _timeout
+    return _Settings.timeout
 
 
 def device() -> torch.device:
     """Where this rank computes: its GPU, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
@@ -90,7 +92,7 @@ def host_identity() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespaces = [Path("/proc/self/ns") / kind for kind in ("net", "ipc", "mnt")]
     parts = [boot.read_text().strip() if boot.exists() else socket.gethostname()]
-    parts += [os.readlink(link) for link in namespaces if link.is_symlink()]
+    parts += [str(link.readlink()) for link in namespaces if link.is_symlink()]
     return "/".join(parts)
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from ciuic_dist.comm.groups import device, rank
+from ciuic_dist.config import OptimizerConfig
 from ciuic_dist.engines.base import Batch
 from ciuic_dist.monitor.usage import TierUsage
 
@@ -47,6 +49,18 @@ def need_group() -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def adamw(model: nn.Module, config: OptimizerConfig) -> AdamW:
+    """torch's fused AdamW over all parameters."""
+    return AdamW(
+        model.parameters(),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def device_usage() -> TierUsage:

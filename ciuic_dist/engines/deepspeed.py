@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ciuic_dist.comm.groups import world_size
 from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
-from ciuic_dist.engines.adapter import Adapter, need_group, read_extra, whole_or_absent
+from ciuic_dist.engines.adapter import Adapter, adamw, need_group, read_extra, whole_or_absent
 from ciuic_dist.engines.base import Batch
 from ciuic_dist.models.deferred import materialize
 
@@ -31,14 +31,7 @@ class DeepSpeedEngine(Adapter):
         if engine.stage == 3:
             _keep_experts_together(model)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=optimizer.lr,
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            fused=True,
-        )
+        self.optimizer = adamw(model, optimizer)
         settings = _settings(engine, train)
         self._engine: Any = deepspeed.initialize(model=model, optimizer=self.optimizer, config=settings)[0]
         self.model = self._engine

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from ciuic_dist.comm.groups import device, world_size
 from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
-from ciuic_dist.engines.adapter import Adapter, need_group, read_extra, whole_or_absent
+from ciuic_dist.engines.adapter import Adapter, adamw, need_group, read_extra, whole_or_absent
 from ciuic_dist.engines.base import Batch
 from ciuic_dist.models.deferred import materialize
 from ciuic_dist.sharding.units import find_units
@@ -35,14 +35,7 @@ class FSDP2Engine(Adapter):
         need_group()
         self.model = materialize(model)
         self._sharded = _shard(self.model, reshard=engine.stage == 3, bf16=train.precision == "bf16")
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=optimizer.lr,
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            fused=True,
-        )
+        self.optimizer = adamw(self.model, optimizer)
 
     def forward_backward(self, batch: Batch, *, accumulation: int, last: bool) -> Tensor:
         """See Engine."""

@@ -42,7 +42,7 @@ def run(config: Config) -> int:
     _use_cores()
     groups.init(config.engine.timeout)
     try:
-        agree("start", _description(config))
+        agree("setup", _description(config))
         micro_batch_of(config.train, groups.world_size())
         with PeerWatch(), StopRequest() as stop:
             corpus = data.load(config.data, seed=config.train.seed)

@@ -1,0 +1,120 @@
+"""The engines, each in the few lines that its users write: wrap the model, make an AdamW, step.
+
+In bf16 every engine keeps fp32 masters. Plain PyTorch and DDP compute under autocast, FSDP2 by its mixed precision
+policy with gradients reduced in fp32, DeepSpeed by its bf16 mode, ours by `mixed_precision`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW, Optimizer
+
+import ciuic_dist as cd
+from benchmarks.engines.setting import Setting
+from ciuic_dist.config import EngineConfig, OptimizerConfig, TrainConfig
+from ciuic_dist.engines.build import build
+from ciuic_dist.models.deferred import materialize
+
+Batch = dict[str, Tensor]
+Step = Callable[[Batch], Tensor]  # one optimizer step on this rank's sequences; their mean loss, 0-dim
+
+
+def join(engine: str, setting: Setting) -> None:
+    """Join the group that the launcher's variables describe, as the engine's users do."""
+    if engine == "ours":
+        cd.init()
+    elif engine != "plain":
+        dist.init_process_group("nccl" if setting.device == "cuda" else "gloo")
+
+
+def plain(model: nn.Module, setting: Setting) -> Step:
+    """One process."""
+    materialize(model).to(setting.device)
+    return _loop(model, _adamw(model, setting), _autocast(setting))
+
+
+def ddp(model: nn.Module, setting: Setting) -> Step:
+    """torch's DistributedDataParallel: everything on every rank."""
+    replica = DistributedDataParallel(materialize(model).to(setting.device), gradient_as_bucket_view=True)
+    return _loop(replica, _adamw(replica, setting), _autocast(setting))
+
+
+def fsdp2(model: nn.Module, setting: Setting) -> Step:
+    """torch's fully_shard over each block, then the root; its defaults reshard the blocks after forward."""
+    materialize(model).to(setting.device)
+    mesh = init_device_mesh(setting.device, (setting.ranks,))
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if setting.dtype == "bf16" else MixedPrecisionPolicy()
+    for layer in model.get_submodule("model.layers").children():
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return _loop(model, _adamw(model, setting))
+
+
+def ours(model: nn.Module, setting: Setting) -> Step:
+    """ciuic_dist; it makes the model's values shard by shard."""
+    model = cd.shard(model, stage=setting.stage, mixed_precision="bf16" if setting.dtype == "bf16" else None)
+    optimizer = cd.AdamW(
+        model.parameters(), lr=setting.learning_rate, betas=setting.betas, weight_decay=setting.weight_decay
+    )
+    return _loop(model, optimizer)
+
+
+def deepspeed(model: nn.Module, setting: Setting) -> Step:
+    """DeepSpeed's ZeRO at its defaults, by this project's adapter, which knows its quirks."""
+    optimizer = OptimizerConfig(lr=setting.learning_rate, betas=setting.betas, weight_decay=setting.weight_decay)
+    train = TrainConfig(global_batch=setting.batch, precision="bf16" if setting.dtype == "bf16" else "fp32", clip=None)
+    config = EngineConfig(name="deepspeed", stage=setting.stage)
+    engine = build(config, model, optimizer=optimizer, train=train)
+
+    def step(batch: Batch) -> Tensor:
+        loss = engine.forward_backward(batch, accumulation=1, last=True)
+        engine.step(None)
+        return loss
+
+    return step
+
+
+MAKERS: Final[dict[str, Callable[[nn.Module, Setting], Step]]] = {
+    "plain": plain,
+    "ours": ours,
+    "ddp": ddp,
+    "fsdp2": fsdp2,
+    "deepspeed": deepspeed,
+}
+
+
+def _adamw(model: nn.Module, setting: Setting) -> AdamW:
+    return AdamW(
+        model.parameters(),
+        lr=setting.learning_rate,
+        betas=setting.betas,
+        weight_decay=setting.weight_decay,
+        fused=True,
+    )
+
+
+def _autocast(setting: Setting) -> AbstractContextManager[None]:
+    return torch.autocast(setting.device, torch.bfloat16) if setting.dtype == "bf16" else nullcontext()
+
+
+def _loop(model: nn.Module, optimizer: Optimizer, precision: AbstractContextManager[None] | None = None) -> Step:
+    precision = precision or nullcontext()
+
+    def step(batch: Batch) -> Tensor:
+        with precision:
+            loss: Tensor = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step

@@ -1,0 +1,100 @@
+"""One run: fresh processes, one a rank, with the variables that torchrun would set."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from multiprocessing.connection import wait
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.engines.hosts import Host
+from benchmarks.engines.setting import Setting
+
+ROOT = Path(__file__).parents[2]
+_TAIL = 2000  # characters of a failed rank's output to show
+
+
+class RunError(RuntimeError):
+    """A rank failed or was not done in time; the message has the end of what it printed."""
+
+
+def launch(engine: str, setting: Setting, hosts: Sequence[Host], limit: float) -> list[dict[str, Any]]:
+    """Train once; each rank's report. Raises RunError after `limit` seconds, or when the first rank fails."""
+    world = setting.world(engine)
+    places = [hosts[rank * len(hosts) // world] for rank in range(world)]
+    port = str(_free_port())
+    with TemporaryDirectory(prefix="engines-") as name, ExitStack() as stack:
+        folder = Path(name)
+        processes = []
+        for rank, host in enumerate(places):
+            local = rank - places.index(host)
+            variables = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(local),
+                "WORLD_SIZE": str(world),
+                "LOCAL_WORLD_SIZE": str(places.count(host)),
+                "MASTER_ADDR": places[0].address,
+                "MASTER_PORT": port,
+            }
+            process = _start(engine, setting, host, variables, folder / str(rank))
+            stack.callback(_end, process)
+            processes.append(process)
+        _await(processes, folder, limit)
+        return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(world)]
+
+
+def _start(engine: str, setting: Setting, host: Host, variables: dict[str, str], stem: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | host.environment | variables | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    if setting.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    arguments = (engine, json.dumps(asdict(setting)), f"{stem}.json")
+    with stem.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen(
+            [*host.prefix, sys.executable, "-m", "benchmarks.engines.worker", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _await(processes: Sequence[subprocess.Popen[bytes]], folder: Path, limit: float) -> None:
+    deadline = time.monotonic() + limit
+    with ExitStack() as stack:
+        running = {}
+        for rank, process in enumerate(processes):
+            descriptor = os.pidfd_open(process.pid)
+            stack.callback(os.close, descriptor)
+            running[descriptor] = rank
+        while running:
+            ended = wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
+            if not ended:
+                raise RunError(f"ranks {sorted(running.values())} were not done after {limit:.0f} s")
+            for descriptor in ended:
+                assert isinstance(descriptor, int)
+                rank = running.pop(descriptor)
+                if code := processes[rank].wait():
+                    log = (folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace")
+                    raise RunError(f"rank {rank} ended with code {code}: {log.strip()[-_TAIL:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

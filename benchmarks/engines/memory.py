@@ -1,0 +1,58 @@
+"""How much memory processes take: their PSS, in which a page that n of them map counts one n-th for each."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+Sample = tuple[float, int]  # seconds on the clock that all processes of a machine share, bytes
+_INTERVAL = 0.02  # seconds
+
+
+class PssSampler:
+    """Samples this process's PSS in a thread while the context lasts. The walk over all pages costs time."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PssSampler:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        over = False
+        while not over:
+            self.samples.append((time.monotonic(), _kibibytes("smaps_rollup", "Pss:") * 1024))
+            over = self._over.wait(_INTERVAL)
+
+
+def peak_rss() -> int:
+    """Most bytes that this process ever had resident, shared pages in full."""
+    return _kibibytes("status", "VmHWM:") * 1024
+
+
+def peak_of_sum(series: Sequence[Sequence[Sample]]) -> int:
+    """Largest sum over the processes, each at its latest sample, at any time."""
+    latest = [0] * len(series)
+    peak = 0
+    moments = sorted((when, process, size) for process, samples in enumerate(series) for when, size in samples)
+    for _, process, size in moments:
+        latest[process] = size
+        peak = max(peak, sum(latest))
+    return peak
+
+
+def _kibibytes(file: str, key: str) -> int:
+    lines = Path("/proc/self", file).read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
