@@ -8,8 +8,8 @@ STAMP := .venv/.ready
 # One process a GPU, else two on the CPU.
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU ')
 N ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
-# Without a GPU, PyTorch's own index has builds without the gigabytes of CUDA. Where it can't be reached, pip goes on without.
-TORCH_INDEX ?= $(if $(filter-out 0,$(GPUS)),,--extra-index-url https://download.pytorch.org/whl/cpu)
+# Options for pip when it installs torch, such as an index that has the CPU build.
+TORCH_INDEX ?=
 ARGS ?=
 # Two processes on few cores: one thread each is quickest, and the same everywhere.
 export OMP_NUM_THREADS ?= 1

@@ -39,9 +39,7 @@ def arguments() -> tuple[argparse.Namespace, Setting]:
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for one engine's run")
     parser.add_argument("--out", type=Path, help="append JSON lines to this file")
-    parser.add_argument(
-        "--plot", type=Path, nargs="?", const=IMAGE, help="draw a PNG, here if no place is given: %(const)s"
-    )
+    parser.add_argument("--plot", type=Path, nargs="?", const=IMAGE, help="draw a PNG (default: %(const)s)")
     options = parser.parse_args()
     options.ranks = options.ranks or (1 if options.device == "cuda" else 2)
     options.engines = options.engines or [name for name in ENGINES if name != "deepspeed" or find_spec(name)]
@@ -100,7 +98,7 @@ def main() -> None:
     summaries = summarize(runs, setting.ranks)
     for summary in summaries:
         _record(options.out, "summary", asdict(summary))
-    print(f"{report.configuration(setting, about, runs)}\n\n{report.table(summaries, runs, setting)}")
+    print(f"{report.configuration(setting, about, runs)}\n{report.table(summaries, runs, setting)}")
     if options.plot and summaries:
         report.plot(summaries, setting, options.plot)
     sys.exit(any(run.error for run in runs))

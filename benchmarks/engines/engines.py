@@ -13,8 +13,6 @@ from typing import Final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
@@ -43,13 +41,16 @@ def plain(model: nn.Module, setting: Setting) -> Step:
 
 
 def ddp(model: nn.Module, setting: Setting) -> Step:
-    """torch's DistributedDataParallel: everything on every rank."""
+    """PyTorch's DistributedDataParallel: everything on every rank."""
     replica = DistributedDataParallel(materialize(model).to(setting.device), gradient_as_bucket_view=True)
     return _loop(replica, _adamw(replica, setting), _autocast(setting))
 
 
 def fsdp2(model: nn.Module, setting: Setting) -> Step:
-    """torch's fully_shard over each block, then the root; its defaults reshard the blocks after forward."""
+    """PyTorch's fully_shard over each block, then the root; its defaults reshard the blocks after forward."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # large: the other engines go without
+
     materialize(model).to(setting.device)
     mesh = init_device_mesh(setting.device, (setting.ranks,))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if setting.dtype == "bf16" else MixedPrecisionPolicy()

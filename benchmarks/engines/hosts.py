@@ -37,9 +37,7 @@ def hosts(kind: str) -> Iterator[list[Host]]:
         return
     ip = shutil.which("ip")
     if ip is None or os.geteuid() != 0:
-        raise HostsError(
-            "--hosts 2 makes network namespaces: run it as root with iproute2 installed, or --hosts forced"
-        )
+        raise HostsError("--hosts 2 makes network namespaces: be root and install iproute2, or use --hosts forced")
     names = [f"engines-{os.getpid()}-{index}" for index in range(2)]
     with ExitStack() as stack:
         for name in names:

@@ -80,9 +80,9 @@ def _await(processes: Sequence[subprocess.Popen[bytes]], folder: Path, limit: fl
             ended = wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
             if not ended:
                 raise RunError(f"ranks {sorted(running.values())} were not done after {limit:.0f} s")
-            for descriptor in ended:
-                assert isinstance(descriptor, int)
-                rank = running.pop(descriptor)
+            for one in ended:
+                assert isinstance(one, int)
+                rank = running.pop(one)
                 if code := processes[rank].wait():
                     log = (folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace")
                     raise RunError(f"rank {rank} ended with code {code}: {log.strip()[-_TAIL:]}")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 Sample = tuple[float, int]  # seconds on the clock that all processes of a machine share, bytes
 _INTERVAL = 0.02  # seconds
@@ -20,7 +21,7 @@ class PssSampler:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> PssSampler:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

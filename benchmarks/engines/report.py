@@ -15,7 +15,7 @@ _COLUMNS = (
     "of the limit",
     "ours / it",
     "loss",
-    "loss − plain",
+    "loss - plain",
     "{memory}, MB",
     "ours / it",
     "peak RSS of a rank, MB",
@@ -25,24 +25,23 @@ _COLUMNS = (
 
 def configuration(setting: Setting, machine: dict[str, Any], runs: Sequence[Run]) -> str:
     """The lines above the table."""
-    accelerator = next((run.accelerator for run in runs if run.accelerator), "")
+    where = {"1": "one host", "2": "two hosts (network namespaces)", "forced": "one host, no shared memory in ours"}
+    masters = " with fp32 masters (plain and DDP: autocast)" if setting.dtype == "bf16" else ""
+    parameters = max((run.parameters for run in runs), default=0) / 1e6
+    accelerator = max((run.accelerator for run in runs), default="")
+    computer = f"{accelerator} beside {machine['processor']}" if accelerator else machine["processor"]
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "deepspeed"))
     busiest = max((run.others for run in runs), default=0.0)
-    where = {"1": "one host", "2": "two hosts (network namespaces)", "forced": "one host, shared memory switched off"}
-    parameters = next((run.parameters for run in runs if run.parameters), 0)
-    return "\n".join(
-        (
-            f"{setting.model} {setting.size}, {parameters / 1e6:.1f} M parameters, {setting.dtype}"
-            f"{'' if setting.dtype == 'fp32' else ' with fp32 masters (plain and DDP: autocast)'}, {setting.device}: "
-            f"{setting.ranks} ranks of one thread, {where[setting.hosts]}, stage {setting.stage}; "
-            f"{setting.batch} sequences of {setting.sequence} tokens a step, {setting.steps} steps timed after "
-            f"{setting.warmup} and a further one sampled for memory; fused AdamW, seed {setting.seed}",
-            f"{accelerator + ' beside ' if accelerator else ''}{machine['processor']}, {machine['cores']} cores, "
-            f"{machine['memory'] / 2**30:.0f} GiB, Linux {machine['kernel']}; {versions}; {machine['date']}",
-            f"Other processes kept at most {busiest:.2f} cores busy during a run.",
-            "The limit is linear scaling: ranks times the tokens/s of plain PyTorch in one process and one thread.",
-        )
-    )
+    return f"""\
+* {setting.model} {setting.size}, {parameters:.1f} M parameters, {setting.dtype}{masters}, stage {setting.stage}
+* {setting.device}: {setting.ranks} ranks of one thread, {where[setting.hosts]}
+* {setting.batch} sequences of {setting.sequence} tokens a step; {setting.steps} steps timed after {setting.warmup}, \
+one more sampled for memory; fused AdamW, seed {setting.seed}
+* {computer}, {machine["cores"]} cores, {machine["memory"] / 2**30:.0f} GiB, Linux {machine["kernel"]}
+* {versions}; {machine["date"]}
+* other processes kept at most {busiest:.2f} cores busy during a run
+* the limit is linear scaling: ranks times the tokens/s of plain PyTorch in one process of one thread
+"""
 
 
 def table(summaries: Sequence[Summary], runs: Sequence[Run], setting: Setting) -> str:
@@ -54,9 +53,8 @@ def table(summaries: Sequence[Summary], runs: Sequence[Run], setting: Setting) -
     if plain:
         limit = f"{setting.ranks * plain.tokens_per_second:.1f}"
         rows.append(["limit", limit, "100%", *[""] * (len(titles) - 3)])
-    for run in runs:
-        if run.error:
-            rows.append([run.engine, f"failed: {last_line(run.error)}", *[""] * (len(titles) - 2)])
+    failed = (run for run in runs if run.error)
+    rows += ([run.engine, f"failed: {last_line(run.error)}", *[""] * (len(titles) - 2)] for run in failed)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from benchmarks.engines.engines import MAKERS, Batch, Step, join
+from benchmarks.engines.engines import MAKERS, Batch, join
 from benchmarks.engines.memory import PssSampler, Sample, peak_rss
 from benchmarks.engines.setting import Setting
 from ciuic_dist.config import DataConfig, ModelConfig

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from benchmarks.zoo.catalogue import select
-from benchmarks.zoo.engines import ENGINES
+from benchmarks.zoo.engines import ENGINES, installed
 from benchmarks.zoo.report import cell, line, table
 from benchmarks.zoo.sweep import LIMIT, sweep
 from benchmarks.zoo.verdict import Job, Verdict
@@ -26,8 +27,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stages", type=words, default=["1", "2", "3"], help="ZeRO stages of ours; peers run stage 3")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one architecture and stage")
-    parser.add_argument("--out", type=Path, help="write JSON lines here")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path(os.devnull), help="write JSON lines here")
+    options = parser.parse_args()
+    unknown = sorted(set(options.engines) - set(ENGINES))
+    if unknown:
+        parser.error(f"no engine is called {', '.join(unknown)}; there are {', '.join(ENGINES)}")
+    return options
 
 
 def main() -> None:
@@ -35,15 +40,17 @@ def main() -> None:
     options = arguments()
     entries = {entry.name: entry for entry in select(options.only)}
     verdicts: list[Verdict] = []
-    for engine in options.engines:
-        stages = [int(stage) for stage in options.stages] if engine == "ours" else [3]
-        jobs = [Job(name, engine, stage, options.ranks) for name in entries for stage in stages]
-        for verdict in sweep(jobs, options.limit):
-            verdicts.append(verdict)
-            job = verdict.job
-            print(f"{job.engine} {job.stage} {job.name}: {cell(verdict)}", file=sys.stderr, flush=True)
-    if options.out:
-        options.out.write_text("".join(line(verdict) + "\n" for verdict in verdicts))
+    with options.out.open("w") as out:
+        for engine in options.engines:
+            if not installed(engine):
+                print(f"{engine} is left out: it is not installed", file=sys.stderr)
+                continue
+            stages = [int(stage) for stage in options.stages] if engine == "ours" else [3]
+            jobs = [Job(name, engine, stage, options.ranks) for name in entries for stage in stages]
+            for verdict in sweep(jobs, options.limit):
+                verdicts.append(verdict)
+                print(line(verdict), file=out, flush=True)
+                print(f"{engine} {verdict.job.stage} {verdict.job.name}: {cell(verdict)}", file=sys.stderr)
     print(table(verdicts, entries))
 
 

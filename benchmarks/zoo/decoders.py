@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from benchmarks.zoo.batches import language
@@ -153,4 +154,5 @@ def entries() -> list[Entry]:
 
 def short(architecture: str) -> str:
     """`LlamaForCausalLM` as `llama`."""
-    return architecture.split("For", 1)[0].removesuffix("LMHeadModel").removesuffix("Model").lower()
+    body = re.split("For(?=[A-Z])", architecture)[0]
+    return body.removesuffix("LMHeadModel").removesuffix("Model").lower()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -120,11 +122,17 @@ def start(engine: str, world: int) -> None:
 
         cd.init()
     elif engine == "deepspeed":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     else:
         dist.init_process_group("gloo", world_size=world)
+
+
+def installed(engine: str) -> bool:
+    """Whether the package that the engine needs is there."""
+    return engine != "deepspeed" or importlib.util.find_spec("deepspeed") is not None
 
 
 def repeated(model: nn.Module) -> Iterator[nn.Module]:

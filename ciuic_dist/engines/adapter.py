@@ -52,7 +52,7 @@ def need_group() -> None:
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    """torch's fused AdamW over all parameters."""
+    """Fused AdamW of torch over all parameters."""
     return AdamW(
         model.parameters(),
         lr=config.lr,
