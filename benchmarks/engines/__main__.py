@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,27 +41,38 @@ def arguments() -> tuple[argparse.Namespace, Setting]:
     parser.add_argument("--out", type=Path, help="append JSON lines to this file")
     parser.add_argument("--plot", type=Path, nargs="?", const=IMAGE, help="draw a PNG (default: %(const)s)")
     options = parser.parse_args()
-    options.ranks = options.ranks or (1 if options.device == "cuda" else 2)
+    if options.ranks is None:
+        options.ranks = 1 if options.device == "cuda" else 2
     options.engines = options.engines or [name for name in ENGINES if name != "deepspeed" or find_spec(name)]
     if problem := _problem(options):
         parser.error(problem)
-    names = Setting.__dataclass_fields__
+    names = {field.name for field in fields(Setting)}
     return options, Setting(**{name: value for name, value in vars(options).items() if name in names})
 
 
 def _problem(options: argparse.Namespace) -> str | None:
     unknown = [name for name in options.engines if name not in ENGINES]
-    if unknown:
-        return f"there is no engine {unknown[0]!r}: --engines takes {', '.join(ENGINES)}"
-    if "deepspeed" in options.engines and not find_spec("deepspeed"):
-        return "deepspeed is not installed: DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed"
-    if min(options.ranks, options.batch, options.steps, options.reps) < 1 or options.warmup < 0:
-        return "--ranks, --batch, --steps and --reps must be at least 1, --warmup at least 0"
-    if options.batch % options.ranks:
-        return f"--batch {options.batch} can't be divided among {options.ranks} ranks: give a multiple"
-    if options.hosts == "2" and options.ranks % 2:
-        return f"--hosts 2 needs an even number of ranks, not {options.ranks}"
-    return None
+    counts = (options.ranks, options.batch, options.steps, options.reps, options.sequence - 1, options.warmup + 1)
+    checks = (
+        (unknown, f"there is no engine {', '.join(unknown)}: --engines takes {', '.join(ENGINES)}"),
+        (
+            "deepspeed" in options.engines and not find_spec("deepspeed"),
+            "deepspeed is not installed: DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed",
+        ),
+        (
+            min(counts) < 1,
+            "--ranks, --batch, --steps and --reps must be at least 1, --sequence at least 2, --warmup at least 0",
+        ),
+        (
+            options.batch % max(1, options.ranks),
+            f"--batch {options.batch} can't be divided among {options.ranks} ranks: give a multiple",
+        ),
+        (
+            options.hosts == "2" and options.ranks % 2,
+            f"--hosts 2 needs an even number of ranks, not {options.ranks}",
+        ),
+    )
+    return next((message for wrong, message in checks if wrong), None)
 
 
 def measure(setting: Setting, engines: list[str], repetitions: int, limit: float) -> Iterator[Run]:

@@ -7,11 +7,10 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict
-from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -69,23 +68,19 @@ def _start(engine: str, setting: Setting, host: Host, variables: dict[str, str],
 
 
 def _await(processes: Sequence[subprocess.Popen[bytes]], folder: Path, limit: float) -> None:
-    deadline = time.monotonic() + limit
-    with ExitStack() as stack:
-        running = {}
-        for rank, process in enumerate(processes):
-            descriptor = os.pidfd_open(process.pid)
-            stack.callback(os.close, descriptor)
-            running[descriptor] = rank
-        while running:
-            ended = wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
-            if not ended:
-                raise RunError(f"ranks {sorted(running.values())} were not done after {limit:.0f} s")
-            for one in ended:
-                assert isinstance(one, int)
-                rank = running.pop(one)
-                if code := processes[rank].wait():
-                    log = (folder / f"{rank}.log").read_text(encoding="utf-8", errors="replace")
-                    raise RunError(f"rank {rank} ended with code {code}: {log.strip()[-_TAIL:]}")
+    """Returns when all have ended well; kills the rest as soon as one has not."""
+    with ThreadPoolExecutor(len(processes)) as pool, ExitStack() as stack:
+        for process in processes:
+            stack.callback(process.kill)
+        ranks = {pool.submit(process.wait): rank for rank, process in enumerate(processes)}
+        try:
+            for ended in as_completed(ranks, timeout=limit):
+                if code := ended.result():
+                    log = folder / f"{ranks[ended]}.log"
+                    output = log.read_text(encoding="utf-8", errors="replace").strip()
+                    raise RunError(f"rank {ranks[ended]} ended with code {code}: {output[-_TAIL:]}")
+        except TimeoutError as error:
+            raise RunError(f"the ranks were not done after {limit:g} s") from error
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

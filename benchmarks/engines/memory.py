@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections.abc import Sequence
@@ -34,13 +35,13 @@ class PssSampler:
     def _watch(self) -> None:
         over = False
         while not over:
-            self.samples.append((time.monotonic(), _kibibytes("smaps_rollup", "Pss:") * 1024))
+            self.samples.append((time.monotonic(), _pss()))
             over = self._over.wait(_INTERVAL)
 
 
 def peak_rss() -> int:
     """Most bytes that this process ever had resident, shared pages in full."""
-    return _kibibytes("status", "VmHWM:") * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak_of_sum(series: Sequence[Sequence[Sample]]) -> int:
@@ -54,6 +55,6 @@ def peak_of_sum(series: Sequence[Sequence[Sample]]) -> int:
     return peak
 
 
-def _kibibytes(file: str, key: str) -> int:
-    lines = Path("/proc/self", file).read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+def _pss() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024

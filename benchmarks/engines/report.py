@@ -13,11 +13,11 @@ _COLUMNS = (
     "engine",
     "tokens/s: median (min..max)",
     "of the limit",
-    "ours / it",
+    "ours / it in tokens/s",
     "loss",
     "loss - plain",
     "{memory}, MB",
-    "ours / it",
+    "ours / it in memory",
     "peak RSS of a rank, MB",
     "runs",
 )
@@ -34,7 +34,7 @@ def configuration(setting: Setting, machine: dict[str, Any], runs: Sequence[Run]
     busiest = max((run.others for run in runs), default=0.0)
     return f"""\
 * {setting.model} {setting.size}, {parameters:.1f} M parameters, {setting.dtype}{masters}, stage {setting.stage}
-* {setting.device}: {setting.ranks} ranks of one thread, {where[setting.hosts]}
+* {setting.device}, ranks of one thread: {setting.ranks}, {where[setting.hosts]}
 * {setting.batch} sequences of {setting.sequence} tokens a step; {setting.steps} steps timed after {setting.warmup}, \
 one more sampled for memory; fused AdamW, seed {setting.seed}
 * {computer}, {machine["cores"]} cores, {machine["memory"] / 2**30:.0f} GiB, Linux {machine["kernel"]}
@@ -45,7 +45,7 @@ one more sampled for memory; fused AdamW, seed {setting.seed}
 
 
 def table(summaries: Sequence[Summary], runs: Sequence[Run], setting: Setting) -> str:
-    """Markdown; the limit in its last line. Engines that failed have their error's last line."""
+    """Markdown; the limit in its last line. Engines that failed have the reason."""
     memory = "peak GPU memory" if setting.device == "cuda" else "peak memory of a host (sum of PSS)"
     titles = [title.format(memory=memory) for title in _COLUMNS]
     rows = [titles, ["---", *["---:"] * (len(titles) - 1)], *(_row(summary) for summary in summaries)]
@@ -54,13 +54,15 @@ def table(summaries: Sequence[Summary], runs: Sequence[Run], setting: Setting) -
         limit = f"{setting.ranks * plain.tokens_per_second:.1f}"
         rows.append(["limit", limit, "100%", *[""] * (len(titles) - 3)])
     failed = (run for run in runs if run.error)
-    rows += ([run.engine, f"failed: {last_line(run.error)}", *[""] * (len(titles) - 2)] for run in failed)
+    rows += ([run.engine, f"failed: {reason(run.error)}", *[""] * (len(titles) - 2)] for run in failed)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def last_line(error: str) -> str:
-    """The line that says what went wrong, safe inside a table."""
-    return error.strip().rpartition("\n")[2].replace("|", "/")
+def reason(error: str) -> str:
+    """The line that says what went wrong, safe inside a table: the last that names an error."""
+    lines = error.strip().splitlines()
+    named = [line for line in lines if "Error: " in line]
+    return (named or lines)[-1].replace("|", "/")
 
 
 def _row(summary: Summary) -> list[str]:

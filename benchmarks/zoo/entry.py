@@ -57,30 +57,20 @@ TINY: Mapping[str, int] = {
 class Entry:
     """An architecture: `make` builds it (seeded, fp32, CPU, train mode), `batch` draws `rows` samples for it.
 
-    What the model returns has the loss under "loss". `tolerance` is the largest difference from plain PyTorch that
-    counts as agreement, 0 for bit-identity; one above 0 says why in `reason`.
+    What the model returns has the loss under "loss".
     """
 
     name: str
     kind: str
     make: Callable[[], nn.Module]
     batch: Callable[[Generator, int], Batch]
-    tolerance: float = 0.0
-    reason: str = ""
 
 
 def hugging_face(
-    name: str,
-    kind: str,
-    architecture: str,
-    batch: Callable[[Generator, int], Batch],
-    fields: Fields,
-    *,
-    tolerance: float = 0.0,
-    reason: str = "",
+    name: str, kind: str, architecture: str, batch: Callable[[Generator, int], Batch], fields: Fields
 ) -> Entry:
     """The entry for the transformers class called `architecture`, its config being TINY overridden by `fields`."""
-    return Entry(name, kind, partial(build, architecture, fields), batch, tolerance, reason)
+    return Entry(name, kind, partial(build, architecture, fields), batch)
 
 
 def build(architecture: str, fields: Fields) -> nn.Module:

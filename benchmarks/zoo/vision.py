@@ -52,6 +52,7 @@ CLASSIFIERS: Mapping[str, Fields] = {
         "width_coefficient": 0.25,
         "depth_coefficient": 0.5,
         "hidden_dim": 320,
+        "initializer_range": 0.2,  # at 0.02 the signal vanishes, and gradients are denormal
     },
     "PoolFormerForImageClassification": {
         "num_encoder_blocks": 2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -23,14 +24,15 @@ class PeerWatch:
         self._processes: dict[int, tuple[int, int]] = {}  # descriptor: (rank, process id)
         for peer, (host, process) in enumerate(gather_objects((host_identity(), os.getpid()))):
             if peer != rank() and host == host_identity():
-                self._processes[os.pidfd_open(process)] = (peer, process)
+                with suppress(OSError):  # an old kernel, or the peer has ended already: it can't be named
+                    self._processes[os.pidfd_open(process)] = (peer, process)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if isinstance(error, RuntimeError) and not isinstance(error, PeerLost):
+            if isinstance(error, RuntimeError):
                 ended = self._ended()
                 if ended:
                     names = ", ".join(f"rank {peer} (process {process})" for peer, process in ended)

@@ -67,10 +67,12 @@ def _share_buffers(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                moved = buffer.to(device).contiguous()
+                moved = module._buffers[name] = buffer.to(device)
                 if world_size() > 1:
-                    dist.broadcast(moved, 0)
-                module._buffers[name] = moved
+                    sent = moved.contiguous()
+                    dist.broadcast(sent, 0)
+                    if sent is not moved:  # strides stay: kernels give other bits for others
+                        moved.copy_(sent)
 
 
 def _attach(model: nn.Module, flat: Flat) -> None:

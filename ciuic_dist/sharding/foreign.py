@@ -11,13 +11,13 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ciuic_dist.sharding.sharded import Sharded
-from ciuic_dist.sharding.unit import Unit, UnitState
+from ciuic_dist.sharding.unit import Unit
 
 
 class ForeignReads:
     """Watches every operator of the first forward (of training and of evaluation each).
 
-    A weight that is read while its unit is not gathered is gathered on the spot, and from then on together
+    A unit whose weight is read while it is not running itself is gathered on the spot, and from then on together
     with the unit that read it, in forward and in backward.
     """
 
@@ -44,16 +44,24 @@ class _Watch(TorchDispatchMode):
     def __init__(self, sharded: Sharded) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._sharded = sharded
-        self._units: dict[int, Unit] = {
-            flat.full.untyped_storage()._cdata: unit for unit in sharded.units for flat in unit.flats
-        }
+        self._places: dict[int, list[tuple[int, int, Unit]]] = {}
+        for unit in sharded.units:
+            for flat in unit.flats:
+                start = flat.full.storage_offset() * flat.full.itemsize
+                place = (start, start + flat.full_bytes, unit)
+                self._places.setdefault(flat.full.untyped_storage()._cdata, []).append(place)
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         for leaf in () if self._sharded.exchanging else pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
-                unit = self._units.get(leaf.untyped_storage()._cdata)
-                if unit is not None and unit.state is not UnitState.FULL:
+                unit = self._owner(leaf)
+                if unit is not None and not self._sharded.is_running(unit):
                     self._sharded.note_foreign_read(unit)
         return func(*args, **(kwargs or {}))
+
+    def _owner(self, tensor: Tensor) -> Unit | None:
+        at = tensor.storage_offset() * tensor.itemsize
+        places = self._places.get(tensor.untyped_storage()._cdata, ())
+        return next((unit for start, end, unit in places if start <= at < end), None)

@@ -22,13 +22,13 @@ from ciuic_dist.sharding.sharded import Sharded
 from ciuic_dist.sharding.unit import Unit
 
 
-def install(sharded: Sharded, *, watch_reads: bool) -> None:
+def install(sharded: Sharded, *, gather_direct_calls: bool) -> None:
     """Hook the model's units and parameters.
 
-    ``watch_reads``: full forms have memory only while gathered, so modules that are called from outside
-    the model's own forward, and reads from one unit of another's weights, have to be found.
+    ``gather_direct_calls``: full forms have memory only while gathered, so modules that are called from
+    outside the model's own forward have to gather their unit.
     """
-    hooks = _Hooks(sharded, ForeignReads(sharded) if watch_reads else None)
+    hooks = _Hooks(sharded)
     for unit in sharded.units:
         unit.module.register_forward_pre_hook(partial(hooks.before_forward, unit), prepend=True, with_kwargs=True)
         unit.module.register_forward_hook(partial(hooks.after_forward, unit), with_kwargs=False)
@@ -37,7 +37,7 @@ def install(sharded: Sharded, *, watch_reads: bool) -> None:
                 parameter.register_post_accumulate_grad_hook(partial(hooks.take_gradient, unit, flat, index))
     if sharded.units[-1].module is not sharded.module:  # every parameter belongs to a block
         sharded.module.register_forward_pre_hook(hooks.before_model, prepend=True)
-    if watch_reads:
+    if gather_direct_calls:
         _gather_on_direct_calls(sharded)
     sharded.module.register_forward_hook(hooks.after_model, always_call=True)
 
@@ -61,9 +61,9 @@ def in_backward() -> bool:
 
 
 class _Hooks:
-    def __init__(self, sharded: Sharded, foreign: ForeignReads | None) -> None:
+    def __init__(self, sharded: Sharded) -> None:
         self._sharded = sharded
-        self._foreign = foreign
+        self._foreign = ForeignReads(sharded)
         self._graph_task = -1
 
     def before_model(self, module: nn.Module, inputs: Any) -> None:
@@ -73,12 +73,11 @@ class _Hooks:
         if self._sharded.gradients.active:
             self._sharded.gradients.abandon()  # a backward that raised
         self._sharded.check_versions()
-        if self._foreign is not None:
-            self._foreign.start(training=module.training)
+        self._foreign.start(training=module.training)
 
     def after_model(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """The model's forward is over, or has raised."""
-        if self._foreign is not None and not in_backward():
+        if not in_backward():
             self._foreign.stop()
 
     def before_forward(self, unit: Unit, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
@@ -112,8 +111,8 @@ class _Hooks:
         assert gradient is not None
         parameter.grad = None
         self._sharded.gradients.arrive(flat, index, gradient)
-        if unit.module is not self._sharded.module and self._sharded.gradients.all_complete(unit.flats):
-            self._sharded.release(unit)
+        if self._sharded.gradients.all_complete(unit.flats):
+            self._sharded.release_after_backward(unit)
 
     def _before_backward(self, unit: Unit, gradient: Tensor) -> None:
         self._ensure_begun()
@@ -121,10 +120,11 @@ class _Hooks:
 
     def _input_done(self, unit: Unit, gradient: Tensor) -> None:
         """All of this call's gradients have come; of the unit's, if it was called once."""
-        if unit.forwards == 1 and self._sharded.gradients.active and unit.module is not self._sharded.module:
+        once = unit.forwards == 1 and not unit.borrowed and unit.module is not self._sharded.module
+        if once and self._sharded.gradients.active:
             for flat in unit.trainable:
                 self._sharded.gradients.complete(flat)
-            self._sharded.release(unit)
+            self._sharded.release_after_backward(unit)
 
     def _ensure_begun(self) -> None:
         task = torch._C._current_graph_task_id()

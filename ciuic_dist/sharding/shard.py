@@ -67,7 +67,7 @@ def shard(
     exchange.after_update()
     sharded = Sharded(model, made, exchange, stage=stage)
     sharded.compute_dtype = compute_dtype
-    install(sharded, watch_reads=any(not unit.keep_full for unit in made))
+    install(sharded, gather_direct_calls=any(not unit.keep_full for unit in made))
     register(sharded)
     model.zero_grad = partial(_zero_grad, sharded)  # type: ignore[method-assign]
     return model

@@ -56,14 +56,18 @@ class Sharded:
         """``unit`` has computed in forward; ``keep``: its backward comes next."""
         while self._running and self._running.pop() is not unit:
             pass  # units whose forward raised
-        if not keep:
-            for other in unit.reads:
-                if other not in self._running:
-                    self.release(other)
-            self.release(unit)
+        needed = {id(other) for running in self._running for other in (running, *running.reads)}
+        for other in () if keep else (unit, *unit.reads):
+            if id(other) not in needed:
+                self.release(other)
+
+    def is_running(self, unit: Unit) -> bool:
+        """Whether the unit's own forward is under way."""
+        return unit in self._running
 
     def note_foreign_read(self, unit: Unit) -> None:
         """The running unit reads a weight of ``unit``, now and from now on."""
+        unit.borrowed = True
         if self._running and unit not in self._running[-1].reads:
             self._running[-1].reads.append(unit)
         self.gather_alone(unit)
@@ -90,6 +94,11 @@ class Sharded:
         if unit.state is UnitState.FULL and not unit.keep_full:
             self.exchange.release(unit)
             unit.move(UnitState.SHARDED)
+
+    def release_after_backward(self, unit: Unit) -> None:
+        """The unit's own backward is over. The root's and that of units which borrow from this one may not be."""
+        if unit.module is not self.module and not unit.borrowed:
+            self.release(unit)
 
     def release_all(self) -> None:
         """Release every unit, also one gathered ahead that nobody used."""

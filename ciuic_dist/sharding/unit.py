@@ -33,7 +33,8 @@ class Unit:
     def __init__(self, index: int, name: str, module: nn.Module, flats: list[Flat], *, keep_full: bool) -> None:
         """``keep_full``: the full form stays in memory and is stale, not absent, while SHARDED.
 
-        ``forwards`` counts calls since the last backward; ``reads`` are other units whose weights it uses.
+        ``forwards`` counts calls since the last backward; ``reads`` are other units whose weights it uses;
+        ``borrowed`` tells that it is one of those.
         """
         self.index = index
         self.name = name or "the root unit"
@@ -43,6 +44,7 @@ class Unit:
         self.state = UnitState.SHARDED
         self.forwards = 0
         self.reads: list[Unit] = []
+        self.borrowed = False
 
     @property
     def trainable(self) -> list[Flat]:

@@ -65,7 +65,7 @@ def test_ratios_are_taken_within_a_repetition() -> None:
 
 
 def test_the_table_has_a_line_for_each_engine_the_limit_and_each_failure() -> None:
-    runs = [*some_runs(), Run("fsdp2", 0, error="Traceback\nValueError: a | b")]
+    runs = [*some_runs(), Run("fsdp2", 0, error="Traceback\nValueError: a | b\nTry c")]
     lines = table(summarize(runs, ranks=2), runs, SETTING).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| plain", "| ours", "| ddp", "| limit", "| fsdp2"]
     assert len({line.count("|") for line in lines}) == 1
@@ -82,10 +82,12 @@ def test_engines_without_plain_or_ours_have_nothing_to_compare_with() -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("--engines ours,fsdp3", "there is no engine 'fsdp3': --engines takes plain"),
+        ("--engines ours,fsdp3", "there is no engine fsdp3: --engines takes plain"),
         ("--batch 3", "can't be divided among 2 ranks"),
         ("--ranks 3 --batch 3 --hosts 2", "even number of ranks"),
         ("--reps 0", "at least 1"),
+        ("--ranks 0", "at least 1"),
+        ("--sequence 1", "at least 2"),
     ],
 )
 def test_a_wrong_command_is_refused_at_once(
