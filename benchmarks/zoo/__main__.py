@@ -38,7 +38,10 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Run, show each result as it comes, and the table at the end."""
     options = arguments()
-    entries = {entry.name: entry for entry in select(options.only)}
+    try:
+        entries = {entry.name: entry for entry in select(options.only)}
+    except ValueError as error:
+        sys.exit(str(error))
     verdicts: list[Verdict] = []
     with options.out.open("w") as out:
         for engine in options.engines:
