@@ -29,6 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --retries 2 --timeout 20 --no-deps $(TORCH_INDEX) -c constraints.txt torch setuptools
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[train,dev]'
+# Apart from everything else: torchvision's compiled part doesn't load beside a CPU build of torch, and transformers trips over it.
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target .venv/zoo -c constraints.txt timm torchvision
 	touch $@
 
 train: setup

@@ -2,15 +2,16 @@
 
 ``model.<parameter>``                       the master values, in the parameter's shape
 ``model.<buffer>``                          persistent buffers, rank 0's
+``model.<module>._extra_state``             what the module's get_extra_state gives, rank 0's, in a tuple of one
 ``optimizer.state.<parameter>.<key>``       state with one value an element, in the parameter's shape
 ``optimizer.scalars.<parameter>.<key>``     other state
-``optimizer.groups``                        the groups' settings
-``extra.<key>``                             what the caller adds
+``optimizer.groups.<number>``               a group's settings
+``extra``                                   a dict of what the caller adds, rank 0's
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ from ciuic_dist.checkpoint.pieces import BoxedPiece
 from ciuic_dist.optim.paged import PagedOptimizer
 from ciuic_dist.sharding.registry import sharded_of
 
+_EXTRA_STATE = "_extra_state"  # as torch names it in state dicts
+
 
 def model_entries(model: nn.Module) -> dict[str, Any]:
-    """This rank's pieces of the masters, and the buffers."""
+    """This rank's pieces of the masters, the buffers, and the modules' extra state."""
     entries: dict[str, Any] = {}
     for flat in sharded_of(model).flats:
         for piece in flat.pieces():
@@ -34,6 +37,9 @@ def model_entries(model: nn.Module) -> dict[str, Any]:
     for name, buffer in model.named_buffers():
         if name in persistent:
             entries[f"model.{name}"] = buffer
+    for name, value in persistent.items():
+        if name.rpartition(".")[2] == _EXTRA_STATE:
+            entries[f"model.{name}"] = (value,)  # no tensor by itself: its shape may be another when it is loaded
     return entries
 
 
@@ -44,9 +50,32 @@ def model_names(model: nn.Module) -> set[str]:
     return names | {name for name in model_entries(model) if name.startswith("model.")}
 
 
+def model_room(model: nn.Module) -> dict[str, Any]:
+    """The model's entries with memory of their own, to read into."""
+    return {name: _room(entry) for name, entry in model_entries(model).items()}
+
+
+def install_model(model: nn.Module, read: Mapping[str, Any]) -> None:
+    """Make what was read the model's."""
+    for name, entry in model_entries(model).items():
+        if isinstance(entry, BoxedPiece):
+            entry.values.copy_(read[name].values)
+        elif isinstance(entry, Tensor):
+            entry.copy_(read[name])
+        else:
+            path = name.removeprefix("model.").removesuffix(_EXTRA_STATE).removesuffix(".")
+            model.get_submodule(path).set_extra_state(read[name][0])
+
+
+def _room(entry: Any) -> Any:
+    if isinstance(entry, BoxedPiece):
+        return entry.room()
+    return torch.empty_like(entry) if isinstance(entry, Tensor) else None
+
+
 def optimizer_entries(optimizer: PagedOptimizer) -> dict[str, Any]:
     """This rank's pieces of the optimizer state; scalars from the rank that holds a parameter's first element."""
-    entries: dict[str, Any] = {"optimizer.groups": optimizer.settings()}
+    entries: dict[str, Any] = {f"optimizer.groups.{i}": group for i, group in enumerate(optimizer.settings())}
     for flat, piece, state in optimizer.piece_states():
         slot = flat.layout.slots[piece.index]
         for key, value in state.items():
@@ -57,36 +86,47 @@ def optimizer_entries(optimizer: PagedOptimizer) -> dict[str, Any]:
     return entries
 
 
-def expected_optimizer_entries(optimizer: PagedOptimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Room for the state that ``saved`` (name to metadata) has for this rank's pieces."""
-    by_parameter: dict[str, list[tuple[str, str, Any]]] = {}
-    for name, metadata in saved.items():
-        if name.startswith(("optimizer.state.", "optimizer.scalars.")):
-            parameter, _, key = name.split(".", 2)[2].rpartition(".")
-            by_parameter.setdefault(parameter, []).append((name, key, metadata))
-    entries: dict[str, Any] = {"optimizer.groups": None}
-    for flat, piece, state in optimizer.piece_states():
+def optimizer_room(optimizer: PagedOptimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Room for what ``saved`` (name to metadata) has for this rank's pieces.
+
+    Raises ValueError for another number of groups.
+    """
+    groups = [name for name in saved if name.startswith("optimizer.groups.")]
+    if len(groups) != len(optimizer.param_groups):
+        raise ValueError(f"{len(groups)} parameter groups were saved, {len(optimizer.param_groups)} are here")
+    entries: dict[str, Any] = dict.fromkeys(groups)
+    by_parameter = _by_parameter(saved)
+    for flat, piece, _ in optimizer.piece_states():
         slot = flat.layout.slots[piece.index]
-        state.clear()
-        for name, key, metadata in by_parameter.get(slot.name, []):
+        for name in by_parameter.get(slot.name, {}).values():
+            metadata = saved[name]
             if not isinstance(metadata, TensorStorageMetadata):
                 entries[name] = None
             elif name.startswith("optimizer.scalars."):
-                entries[name] = state[key] = torch.zeros(metadata.size, dtype=metadata.properties.dtype)
+                entries[name] = torch.empty(metadata.size, dtype=metadata.properties.dtype)
             else:
-                state[key] = torch.zeros(piece.numel, dtype=metadata.properties.dtype, device=flat.device)
-                entries[name] = BoxedPiece(slot.shape, piece.start, state[key])
+                values = torch.empty(piece.numel, dtype=metadata.properties.dtype, device=flat.device)
+                entries[name] = BoxedPiece(slot.shape, piece.start, values)
     return entries
 
 
-def take_objects(optimizer: PagedOptimizer, entries: Mapping[str, Any]) -> None:
-    """Put what isn't a tensor where the optimizer wants it."""
-    optimizer.take_settings(entries["optimizer.groups"])
-    for flat, piece, state in optimizer.piece_states():
-        prefix = f"optimizer.scalars.{flat.layout.slots[piece.index].name}."
-        for name in filter(_starts_with(prefix), entries):
-            state.setdefault(name.removeprefix(prefix), entries[name])
+def install_optimizer(optimizer: PagedOptimizer, read: Mapping[str, Any]) -> None:
+    """Make what was read the optimizer's state and settings."""
+    by_parameter = _by_parameter(read)
+    states = []
+    for flat, piece, _ in optimizer.piece_states():
+        names = by_parameter.get(flat.layout.slots[piece.index].name, {})
+        entries = {key: read[name] for key, name in names.items()}
+        states.append({key: e.values if isinstance(e, BoxedPiece) else e for key, e in entries.items()})
+    settings = [read[f"optimizer.groups.{i}"] for i in range(len(optimizer.param_groups))]
+    optimizer.take(states, settings)
 
 
-def _starts_with(prefix: str) -> Callable[[str], bool]:
-    return lambda name: name.startswith(prefix)
+def _by_parameter(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The entry name of each key of each parameter's state."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        if name.startswith(("optimizer.state.", "optimizer.scalars.")):
+            parameter, _, key = name.split(".", 2)[2].rpartition(".")
+            found.setdefault(parameter, {})[key] = name
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 from ciuic_dist.checkpoint import entries
 from ciuic_dist.checkpoint.folder import find_complete, whole_or_absent
 from ciuic_dist.checkpoint.pieces import LoadPlanner, SavePlanner
+from ciuic_dist.checkpoint.together import together
 from ciuic_dist.comm.groups import world_size
 from ciuic_dist.optim.paged import PagedOptimizer
 from ciuic_dist.sharding.registry import sharded_of
@@ -28,11 +29,11 @@ def save(path: str | PathLike[str], *, model: nn.Module, optimizer: PagedOptimiz
     """Write masters, optimizer state and ``extra`` (anything that pickles; rank 0's counts) to the folder ``path``.
 
     Every rank calls it. ``path`` changes only when all is on disk, by rename.
+    Raises FileExistsError where ``path`` holds something else than a checkpoint; nothing is written then.
     """
-    state = entries.model_entries(model)
+    state = entries.model_entries(model) | {"extra": extra}
     if optimizer is not None:
         state |= entries.optimizer_entries(optimizer)
-    state |= {f"extra.{key}": value for key, value in extra.items()}
     with whole_or_absent(Path(path)) as draft, _quiet():
         dcp.save(state, storage_writer=dcp.FileSystemWriter(draft), planner=SavePlanner(), no_dist=world_size() == 1)
 
@@ -43,26 +44,36 @@ def load(path: str | PathLike[str], *, model: nn.Module, optimizer: PagedOptimiz
 
     Raises FileNotFoundError, or ValueError where the checkpoint is of another model; nothing is changed then.
     """
-    reader = dcp.FileSystemReader(find_complete(Path(path)))
-    saved = reader.read_metadata().state_dict_metadata
-    _check_names(path, entries.model_names(model), {name for name in saved if name.startswith("model.")})
-    state = entries.model_entries(model) | {name: None for name in saved if name.startswith("extra.")}
-    if optimizer is not None:
-        if "optimizer.groups" not in saved:
-            raise ValueError(f"{path} holds no optimizer state: load it without optimizer=")
-        state |= entries.expected_optimizer_entries(optimizer, saved)
-    sharded = sharded_of(model)
-    sharded.update_begins()
+    with together():
+        reader = dcp.FileSystemReader(find_complete(Path(path)))
+        room = _room(path, reader.read_metadata().state_dict_metadata, model, optimizer)
     with _quiet():
         try:
-            dcp.load(state, storage_reader=reader, planner=LoadPlanner(), no_dist=world_size() == 1)
+            dcp.load(room, storage_reader=reader, planner=LoadPlanner(), no_dist=world_size() == 1)
         except _READING_FAILED as error:
             reason = str(error).strip().splitlines()[-1]  # the first lines are the other ranks' tracebacks
             raise ValueError(f"{path} can't be loaded into this model: {reason}") from error
-    sharded.update_ends()
+    sharded = sharded_of(model)
+    sharded.update_begins()
+    entries.install_model(model, room)
     if optimizer is not None:
-        entries.take_objects(optimizer, state)
-    return {name.removeprefix("extra."): value for name, value in state.items() if name.startswith("extra.")}
+        entries.install_optimizer(optimizer, room)
+    sharded.update_ends(frozen_too=True)
+    extra: dict[str, Any] = room.get("extra", {})
+    return extra
+
+
+def _room(
+    path: str | PathLike[str], saved: Mapping[str, Any], model: nn.Module, optimizer: PagedOptimizer | None
+) -> dict[str, Any]:
+    """Memory to read into, so that a checkpoint which can't be read to its end changes nothing."""
+    _check_names(path, entries.model_names(model), {name for name in saved if name.startswith("model.")})
+    room = entries.model_room(model) | {name: None for name in saved if name == "extra"}
+    if optimizer is not None:
+        if "optimizer.groups.0" not in saved:
+            raise ValueError(f"{path} holds no optimizer state: load it without optimizer=")
+        room |= entries.optimizer_room(optimizer, saved)
+    return room
 
 
 def _check_names(path: str | PathLike[str], wanted: set[str], saved: set[str]) -> None:

@@ -29,9 +29,14 @@ class BoxedPiece:
     """Elements ``start`` onwards of a tensor of ``shape``, held in the 1-D tensor ``values``."""
 
     def __init__(self, shape: tuple[int, ...], start: int, values: Tensor) -> None:
+        self.values = values
         self._shape = torch.Size(shape)
-        self._values = values
+        self._start = start
         self._boxes = {torch.Size(b.offsets): b for b in boxes(shape, start, start + values.numel())}
+
+    def room(self) -> BoxedPiece:
+        """The same piece with memory of its own, not yet filled."""
+        return BoxedPiece(self._shape, self._start, torch.empty_like(self.values))
 
     def size(self) -> torch.Size:
         """Shape of the whole tensor; the planner compares it with what was saved."""
@@ -41,7 +46,7 @@ class BoxedPiece:
         """The box that begins at ``offsets``, a view."""
         box = self._boxes[torch.Size(offsets or ())]
         count = torch.Size(box.sizes).numel()
-        return self._values[box.start : box.start + count].view(box.sizes)
+        return self.values[box.start : box.start + count].view(box.sizes)
 
     def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
         return [
@@ -50,7 +55,7 @@ class BoxedPiece:
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
                     chunk=_chunk(box),
-                    properties=TensorProperties.create_from_tensor(self._values),
+                    properties=TensorProperties.create_from_tensor(self.values),
                     size=self._shape,
                 ),
             )
@@ -67,10 +72,10 @@ def _chunk(box: Box) -> ChunkStorageMetadata:
 
 
 class SavePlanner(DefaultSavePlanner):
-    """Writes boxed pieces besides whole tensors and objects."""
+    """Writes boxed pieces besides whole tensors and objects; of what several ranks hold, the lowest rank's."""
 
     def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True)
 
     def lookup_object(self, index: MetadataIndex) -> Any:
         """The box, tensor or object to write."""

@@ -30,6 +30,10 @@ class Flight:
     works: list[Any]
     buffers: list[Tensor] = field(default_factory=list)
 
+    def has_landed(self) -> bool:
+        """Whether ``land`` would return at once."""
+        return all(work.is_completed() for work in self.works)
+
     def land(self) -> None:
         """Wait for the data. Raises PeerLost naming the purpose where a peer ended or the timeout passed."""
         try:
@@ -51,28 +55,28 @@ def start_gather(full: Tensor, shard: Tensor, purpose: str) -> Flight:
     return Flight(purpose, [dist.broadcast(part, owner, async_op=True) for owner, part in enumerate(slices)])
 
 
-def start_exchange(full: Tensor, purpose: str) -> Flight:
+def start_exchange(full: Tensor, purpose: str, group: dist.ProcessGroup) -> Flight:
     """Send slice r of ``full`` to rank r; ``buffers[0]`` of the flight holds what came, in rank order (CPU)."""
     received = torch.empty_like(full)
-    return Flight(purpose, [dist.all_to_all_single(received, full, async_op=True)], [received, full])
+    return Flight(purpose, [dist.all_to_all_single(received, full, group=group, async_op=True)], [received, full])
 
 
-def start_reduce_scatter(full: Tensor, purpose: str) -> Flight:
+def start_reduce_scatter(full: Tensor, purpose: str, group: dist.ProcessGroup) -> Flight:
     """Sum slice r of all ranks' ``full`` on rank r; ``buffers[0]`` of the flight holds it (GPU)."""
     summed = torch.empty(full.numel() // world_size(), dtype=full.dtype, device=full.device)
-    return Flight(purpose, [_reduce_scatter(summed, full, async_op=True)], [summed, full])
+    return Flight(purpose, [_reduce_scatter(summed, full, group=group, async_op=True)], [summed, full])
 
 
-def start_all_reduce(full: Tensor, purpose: str) -> Flight:
+def start_all_reduce(full: Tensor, purpose: str, group: dist.ProcessGroup) -> Flight:
     """Sum all ranks' ``full`` in place."""
-    return Flight(purpose, [dist.all_reduce(full, async_op=True)], [full])
+    return Flight(purpose, [dist.all_reduce(full, group=group, async_op=True)], [full])
 
 
-def all_reduce(values: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+def all_reduce(values: Tensor, operation: Any = dist.ReduceOp.SUM, group: dist.ProcessGroup | None = None) -> Tensor:
     """Combine a small tensor over the ranks in place; returns it."""
     if world_size() > 1:
         try:
-            dist.all_reduce(values, op=operation)
+            dist.all_reduce(values, op=operation, group=group)
         except RuntimeError as error:
             raise PeerLost(f"rank {rank()} lost its peers while agreeing on a value: {error}") from error
     return values

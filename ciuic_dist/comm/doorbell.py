@@ -1,8 +1,8 @@
-"""Signals between the ranks of one host: counters in shared memory, a socket to wake the waiter.
+"""Signals between the ranks of one host: a byte over a socket says what a rank has done once more.
 
-A rank that has done something counts it up in its own row of a shared table, then sends one byte
-to each peer. A waiter looks at the table and sleeps in ``poll`` until a byte comes, so that more
-ranks than cores don't starve each other, and the death of a peer is an end-of-file at once.
+A waiter counts the bytes it gets and sleeps in ``poll`` until more come, so that more ranks than cores don't
+starve each other, and the death of a peer is an end-of-file at once. The kernel's locks around a socket order
+memory too: what a rank wrote to shared pages before it rang is there for whoever has heard it, on any processor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import shutil
 import socket
 import tempfile
 import time
-from contextlib import suppress
+import weakref
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 
@@ -32,37 +33,44 @@ class Bell(IntEnum):
 class Doorbell:
     """One rank's end of the signals: ``ring`` counts and wakes, ``wait`` sleeps until all peers have counted."""
 
-    def __init__(self, rank: int, sockets: dict[int, socket.socket], table: memoryview, timeout: float) -> None:
-        """``table`` is the shared int64 table, one row of ``len(Bell)`` counters a rank."""
+    def __init__(self, rank: int, sockets: dict[int, socket.socket], timeout: float) -> None:
+        """Takes over ``sockets``, one connected to each peer, and closes them at its end; ``timeout`` in seconds."""
         self._rank = rank
         self._sockets = sockets
-        self._table = table
         self._timeout = timeout
+        self._rung = [0] * len(Bell)
+        self._heard = {peer: [0] * len(Bell) for peer in sockets}
         self._lost: dict[int, str] = {}
         self._poll = select.poll()
         self._by_descriptor = {end.fileno(): peer for peer, end in sockets.items()}
         for end in sockets.values():
             end.setblocking(False)
             self._poll.register(end, select.POLLIN)
+        self._hang_up = weakref.finalize(self, _close_all, list(sockets.values()))
+        _doorbells.add(self)
 
     def ring(self, bell: Bell) -> int:
         """Count ``bell`` once more for this rank and wake the peers; returns the new count."""
-        index = self._rank * len(Bell) + bell
-        self._table[index] += 1
-        for end in self._sockets.values():
-            # A full buffer holds bytes that wake the peer anyway; a dead peer is wait's to report.
-            with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-                end.send(b"\0")
-        return self._table[index]
+        self._check_open()
+        self._rung[bell] += 1
+        for peer, end in self._sockets.items():
+            try:
+                end.send(_SIGNALS[bell])
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # a dead peer is wait's to report
+            except BlockingIOError:  # no rank gets that far ahead of one that takes part
+                raise PeerLost(f"rank {peer} doesn't take the signals of rank {self._rank} any more") from None
+        return self._rung[bell]
 
     def wait(self, bell: Bell, count: int, purpose: str) -> None:
         """Sleep until every peer has counted ``bell`` to ``count``.
 
         Raises PeerLost if a peer ends before, or after the timeout; ``purpose`` says what was awaited.
         """
+        self._check_open()
         deadline = time.monotonic() + self._timeout
         self._drain(0.0)
-        while late := [peer for peer in self._sockets if self._table[peer * len(Bell) + bell] < count]:
+        while late := [peer for peer, heard in self._heard.items() if heard[bell] < count]:
             for peer in late:
                 if peer in self._lost:
                     raise PeerLost(f"rank {peer} ended ({self._lost[peer]}) while rank {self._rank} waited {purpose}")
@@ -70,40 +78,72 @@ class Doorbell:
             if left <= 0:
                 raise PeerLost(
                     f"rank {self._rank} waited {self._timeout:g} s {purpose}; rank {late[0]} has not come: it has done "
-                    f"{self._table[late[0] * len(Bell) + bell]} of {count} ({bell.name.lower()})"
+                    f"{self._heard[late[0]][bell]} of {count} ({bell.name.lower()})"
                 )
             self._drain(left)
 
     def close(self) -> None:
         """Hang up; peers that still wait for this rank are told that it ended."""
-        for end in self._sockets.values():
-            end.close()
-        self._sockets = {}
+        self._hang_up()
+
+    def _check_open(self) -> None:
+        if not self._hang_up.alive:
+            raise RuntimeError(
+                f"rank {self._rank} has closed this model's connections to the other ranks, or inherited the model "
+                f"through a fork: only the process that called cd.shard can use it, and not after closing it"
+            )
 
     def _drain(self, seconds: float) -> None:
         for descriptor, _ in self._poll.poll(seconds * 1000):
             peer = self._by_descriptor[descriptor]
             try:
-                rest = self._sockets[peer].recv(4096)
+                signals = self._sockets[peer].recv(4096)
             except BlockingIOError:
                 continue
             except ConnectionError as error:
-                rest, self._lost[peer] = b"", str(error)
-            if not rest:
+                signals, self._lost[peer] = b"", str(error)
+            if not signals:
                 self._lost.setdefault(peer, "its connection closed")
                 self._poll.unregister(descriptor)
+            for bell in signals:
+                self._heard[peer][bell] += 1
+
+
+_SIGNALS = [bytes([bell]) for bell in Bell]
+_doorbells: weakref.WeakSet[Doorbell] = weakref.WeakSet()
+
+
+def _close_all(sockets: Sequence[socket.socket]) -> None:
+    for end in sockets:
+        end.close()
+
+
+def _close_in_child() -> None:
+    """A child that kept the sockets open would hide the death of its parent from the other ranks."""
+    for doorbell in list(_doorbells):
+        doorbell.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Rendezvous:
     """Connects the ranks of one host with each other over Unix sockets in a private folder."""
 
     def __init__(self, rank: int, timeout: float) -> None:
+        """Raises OSError where the folder or the socket can't be made."""
         self._rank = rank
         self._timeout = timeout
-        self._folder = Path(tempfile.mkdtemp(prefix="ciuic-"))
+        # A socket's path has room for some 100 characters, less than a scheduler's TMPDIR may take.
+        crowded = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER
+        self._folder = Path(tempfile.mkdtemp(prefix="ciuic-", dir="/tmp" if crowded else None))  # noqa: S108
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.address = str(self._folder / "door")
-        self._listener.bind(self.address)
+        try:
+            self._listener.bind(self.address)
+        except OSError:
+            self.close()
+            raise
         self._listener.listen(1024)
         self._listener.settimeout(timeout)
 
@@ -125,14 +165,16 @@ class Rendezvous:
         except TimeoutError:
             missing = sorted(set(addresses) - set(sockets) - {self._rank})
             raise PeerLost(f"rank {self._rank} waited {self._timeout:g} s for ranks {missing} to connect") from None
-        finally:
-            self.close()
         return sockets
 
     def close(self) -> None:
         """Remove the folder; connections that are made stay."""
         self._listener.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+_LONGEST_FOLDER = 64
+"""Bytes; leaves room for the name that ``mkdtemp`` makes up and for the socket's."""
 
 
 def send_descriptor(end: socket.socket, descriptor: int) -> None:

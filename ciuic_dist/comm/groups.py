@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import socket
 from datetime import timedelta
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -96,10 +96,27 @@ def host_identity() -> str:
     return "/".join(parts)
 
 
+def control_group() -> dist.ProcessGroup:
+    """The group for messages between CPUs: the default one, or one of Gloo beside it where that has only GPUs.
+
+    Collective at the first call. Raises RuntimeError where there is no default group.
+    """
+    if dist.group.WORLD is None:
+        raise RuntimeError("this process is alone: there is no group of ranks")
+    return _able_on_cpu(dist.group.WORLD)
+
+
+@lru_cache(maxsize=1)
+def _able_on_cpu(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    if torch.device("cpu") in world._device_types:
+        return world
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds())))
+
+
 def gather_objects(value: T) -> list[T]:
     """Every rank's ``value``, in rank order."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=control_group())
     return values

@@ -1,39 +1,27 @@
-"""What the adapters to other engines share: a group, evaluation, bytes in use, whole-or-absent folders."""
+"""What the adapters to other engines share: a group, an optimizer, bytes in use, ``extra.json``."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 
 from ciuic_dist.comm.groups import device, rank
 from ciuic_dist.config import OptimizerConfig
-from ciuic_dist.engines.base import Batch
+from ciuic_dist.engines.evaluates import Evaluates
 from ciuic_dist.monitor.usage import TierUsage
 
 _EXTRA = "extra.json"
 
 
-class Adapter:
-    """The part of an engine that does not depend on whose sharding it is."""
-
-    model: nn.Module
-
-    def evaluate(self, batch: Batch) -> Tensor:
-        """Loss of one batch of this rank without gradients: 0-dim fp32."""
-        self.model.eval()
-        with torch.no_grad():
-            loss: Tensor = self.model(**batch).loss
-        self.model.train()
-        return loss.float()
+class Adapter(Evaluates):
+    """What an engine does with a model that keeps no account of its own."""
 
     def status(self) -> dict[str, TierUsage]:
         """Bytes of this rank: the GPU allocator's, or on the CPU the whole process's."""
@@ -72,31 +60,16 @@ def device_usage() -> TierUsage:
     return TierUsage(used=int(kibibytes["VmRSS"]) * 1024, peak=int(kibibytes["VmHWM"]) * 1024)
 
 
-@contextmanager
-def whole_or_absent(path: Path, extra: dict[str, Any]) -> Iterator[Path]:
-    """A folder for all ranks to write into; it becomes ``path``, with ``extra``, once every rank has."""
-    draft = path.with_name(f"{path.name}.partial")
-    yield draft
-    dist.barrier()
+def write_extra(folder: Path, extra: dict[str, Any]) -> None:
+    """Rank 0 puts ``extra`` (anything JSON can hold) into a checkpoint's folder."""
     if rank() == 0:
-        with (draft / _EXTRA).open("w", encoding="utf-8") as file:
+        with (folder / _EXTRA).open("w", encoding="utf-8") as file:
             json.dump(extra, file)
             file.flush()
             os.fsync(file.fileno())
-        draft.rename(path)
-        _sync_folder(path.parent)
-    dist.barrier()
 
 
 def read_extra(path: Path) -> dict[str, Any]:
-    """The ``extra`` that ``whole_or_absent`` put into ``path``."""
+    """The ``extra`` that ``write_extra`` put into ``path``."""
     extra: dict[str, Any] = json.loads((path / _EXTRA).read_text(encoding="utf-8"))
     return extra
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

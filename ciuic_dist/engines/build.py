@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
@@ -25,7 +26,8 @@ def build(config: EngineConfig, model: nn.Module, *, optimizer: OptimizerConfig,
     if train.compile:
         for unit in find_units(model):
             if unit.name:
-                unit.module.compile()
+                # Its forward alone: hooks, the engine's business, run uncompiled around it.
+                unit.module.forward = torch.compile(unit.module.forward)
     make: Any = getattr(import_module(f"ciuic_dist.engines.{config.name}"), _ENGINES[config.name])
     engine: Engine = make(model, engine=config, optimizer=optimizer, train=train)
     return engine

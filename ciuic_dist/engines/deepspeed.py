@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ciuic_dist.checkpoint.folder import whole_or_absent
 from ciuic_dist.comm.groups import world_size
 from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
-from ciuic_dist.engines.adapter import Adapter, adamw, need_group, read_extra, whole_or_absent
+from ciuic_dist.engines.adapter import Adapter, adamw, need_group, read_extra, write_extra
 from ciuic_dist.engines.base import Batch
 from ciuic_dist.models.deferred import materialize
 
@@ -55,8 +56,9 @@ class DeepSpeedEngine(Adapter):
 
     def save(self, path: Path, extra: dict[str, Any]) -> None:
         """See Engine."""
-        with whole_or_absent(path, extra | {"world_size": world_size()}) as draft:
+        with whole_or_absent(path) as draft:
             self._engine.save_checkpoint(str(draft), tag=_TAG)
+            write_extra(draft, extra | {"world_size": world_size()})
 
     def load(self, path: Path) -> dict[str, Any]:
         """See Engine; but raises ConfigError on another number of ranks."""

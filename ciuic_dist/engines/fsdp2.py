@@ -14,9 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from ciuic_dist.checkpoint.folder import whole_or_absent
 from ciuic_dist.comm.groups import device, world_size
 from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
-from ciuic_dist.engines.adapter import Adapter, adamw, need_group, read_extra, whole_or_absent
+from ciuic_dist.engines.adapter import Adapter, adamw, need_group, read_extra, write_extra
 from ciuic_dist.engines.base import Batch
 from ciuic_dist.models.deferred import materialize
 from ciuic_dist.sharding.units import find_units
@@ -56,8 +57,9 @@ class FSDP2Engine(Adapter):
 
     def save(self, path: Path, extra: dict[str, Any]) -> None:
         """See Engine."""
-        with whole_or_absent(path, extra) as draft:
+        with whole_or_absent(path) as draft:
             save(self._state(), checkpoint_id=draft)
+            write_extra(draft, extra)
 
     def load(self, path: Path) -> dict[str, Any]:
         """See Engine."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ciuic_dist.checkpoint.files import load, save
-from ciuic_dist.engines.adapter import Adapter
 from ciuic_dist.engines.base import Batch
+from ciuic_dist.engines.evaluates import Evaluates
 from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.optim.adamw import AdamW
 from ciuic_dist.sharding.clip import clip_grad_norm_
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ciuic_dist.config import EngineConfig, OptimizerConfig, TrainConfig
 
 
-class PagedEngine(Adapter):
+class PagedEngine(Evaluates):
     """ZeRO stages 0 to 3 over shared memory or collectives."""
 
     def __init__(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from ciuic_dist import data
+from ciuic_dist.checkpoint.together import on_rank_zero
 from ciuic_dist.comm import groups
 from ciuic_dist.comm.agreement import agree
-from ciuic_dist.config import Config, ConfigError, to_mapping
+from ciuic_dist.config import Config, to_mapping
 from ciuic_dist.engines.build import build as build_engine
 from ciuic_dist.loop.folder import RunFolder
 from ciuic_dist.loop.peers import PeerWatch
@@ -29,8 +29,6 @@ from ciuic_dist.monitor.plots import plot_losses
 
 FINISHED: Final = 0
 STOPPED: Final = 75  # "temporary failure" in sysexits.h: the same command goes on
-
-_T = TypeVar("_T")
 
 
 def run(config: Config) -> int:
@@ -58,7 +56,7 @@ def run(config: Config) -> int:
 
 
 def _run(config: Config, corpus: data.Corpus, model: nn.Module, folder: RunFolder, stop: StopRequest) -> int:
-    first = _on_rank_zero(folder.claim)
+    first = on_rank_zero(folder.claim)
     if first >= config.train.steps:
         _say(f"{folder.path} is finished: {first} steps. More train.steps continue it, another run.name starts anew")
         return FINISHED
@@ -95,20 +93,6 @@ def _description(config: Config) -> dict[str, Any]:
     }
     packages = {name: version(name) for name in ("torch", "transformers")}
     return {"settings": to_mapping(config), "packages": packages, "source": sources}
-
-
-def _on_rank_zero(decide: Callable[[], _T]) -> _T:
-    """What ``decide`` returns on rank 0, on every rank; so too the ConfigError it raises."""
-    outcome: tuple[_T | None, ConfigError | None] = (None, None)
-    if groups.rank() == 0:
-        try:
-            outcome = decide(), None
-        except ConfigError as error:
-            outcome = None, error
-    value, refusal = groups.gather_objects(outcome)[0]
-    if refusal is not None:
-        raise refusal
-    return value  # type: ignore[return-value]
 
 
 def _say(text: str) -> None:

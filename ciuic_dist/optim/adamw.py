@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
-from ciuic_dist.optim.paged import PagedOptimizer
+from ciuic_dist.optim.paged import PagedOptimizer, normalised
 
 
 class AdamW(PagedOptimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101) by torch's fused kernel."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101).
+
+    By torch's fused kernel, unless some parameter is complex, which that kernel doesn't know.
+    """
 
     def __init__(
         self,
@@ -21,4 +24,7 @@ class AdamW(PagedOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
-        super().__init__(torch.optim.AdamW, params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+        groups = normalised(params)
+        fused = all(p.is_floating_point() for group in groups for p in group["params"])
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
+        super().__init__(torch.optim.AdamW, groups, **options)

@@ -8,33 +8,40 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+_KERNELS = {"capturable", "foreach", "fused"}  # the same numbers, on the devices that have them
+_VISIBLE_LR = 0.1
+
 
 def check_elementwise(cls: type[Optimizer], options: dict[str, Any]) -> None:
-    """Try ``cls`` on a small matrix whole and in two halves; raise ValueError unless the results are equal."""
+    """Try ``cls`` on a small matrix whole and in two halves; raise ValueError unless the updates are equal."""
+    trial = {key: value for key, value in options.items() if key not in _KERNELS}
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(6, 4, generator=generator)
     gradients = [torch.randn(6, 4, generator=generator) for _ in range(2)]
     try:
-        whole = _train(cls, options, [values], [[g] for g in gradients])[0]
-        halves = _train(cls, options, list(values.flatten().chunk(2)), [list(g.flatten().chunk(2)) for g in gradients])
+        whole = _updates(cls, trial, [values], [[g] for g in gradients])[0]
+        halves = _updates(cls, trial, list(values.flatten().chunk(2)), [list(g.flatten().chunk(2)) for g in gradients])
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, TypeError) and "unexpected keyword" in str(error):
             raise
         raise ValueError(f"{cls.__name__} can't work on pieces of parameters: {error}") from error
-    if not torch.allclose(whole.flatten(), torch.cat(halves), rtol=1e-6, atol=1e-7):
+    if not torch.allclose(whole.flatten(), torch.cat(halves), rtol=1e-3, atol=1e-6):
         raise ValueError(
             f"{cls.__name__} looks at a parameter as a whole, so it can't work on the pieces a rank owns; "
             f"use an elementwise optimizer such as AdamW, Adam, SGD, RMSprop, Adagrad or NAdam"
         )
 
 
-def _train(
+def _updates(
     cls: type[Optimizer], options: dict[str, Any], values: list[Tensor], gradients: list[list[Tensor]]
 ) -> list[Tensor]:
     parameters = [nn.Parameter(value.clone()) for value in values]
     optimizer = cls(parameters, **options)
+    for group in optimizer.param_groups:
+        if isinstance(group.get("lr"), int | float | Tensor):
+            group["lr"] = _VISIBLE_LR  # updates by a small one would all look alike
     for step in gradients:
         for parameter, gradient in zip(parameters, step, strict=True):
             parameter.grad = gradient.clone()
         optimizer.step()
-    return [parameter.detach() for parameter in parameters]
+    return [parameter.detach() - value for parameter, value in zip(parameters, values, strict=True)]

@@ -30,14 +30,13 @@ class PagedOptimizer(Optimizer):
         for an optimizer that looks at more than one element at a time.
         """
         check_elementwise(cls, options)
-        groups = _normalised(params)
+        groups = normalised(params)
         self._members = {id(p): _member(p) for group in groups for p in group["params"]}
-        self._sharded = list(dict.fromkeys(sharded for sharded, _, _ in self._members.values()))
+        self._sharded: list[Sharded] = []
         inner_groups = [{**group, "params": self._pieces_of(group["params"])} for group in groups]
         self.inner = cls(inner_groups, **options)
         super().__init__(groups, dict(self.inner.defaults))
-        for sharded in self._sharded:
-            sharded.optimizers.append(self)
+        self._serve(sharded for sharded, _, _ in self._members.values())
 
     def _pieces_of(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         return [piece for p in parameters for piece in self._members[id(p)][2]]
@@ -78,18 +77,24 @@ class PagedOptimizer(Optimizer):
             flat.zero_grad(indices)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take one more group; its parameters must be a sharded model's."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        fresh = [p for p in group["params"] if id(p) not in self._members]
-        if fresh:  # after construction; the groups given there are the inner optimizer's already
-            self._members.update({id(p): _member(p) for p in fresh})
-            self.inner.add_param_group({**group, "params": self._pieces_of(group["params"])})
+        """Take one more group; its parameters must be a sharded model's, of this one or another."""
+        group = _normalised_group(param_group)
+        fresh = {id(p): _member(p) for p in group["params"] if id(p) not in self._members}
+        super().add_param_group(group)
+        if len(self.param_groups) > len(self.inner.param_groups):  # not so in construction
+            self._members |= fresh
+            self.inner.add_param_group({**self.param_groups[-1], "params": self._pieces_of(group["params"])})
+            self._serve(sharded for sharded, _, _ in fresh.values())
+
+    def _serve(self, models: Iterable[Sharded]) -> None:
+        self._sharded = list(dict.fromkeys([*self._sharded, *models]))
+        for sharded in self._sharded:
+            sharded.optimizers.add(self)
 
     def piece_states(self) -> list[tuple[Flat, Piece, dict[str, Any]]]:
-        """For each piece on this rank: its flat, its place and the inner optimizer's state, to read or fill."""
+        """For each piece on this rank: its flat, its place and the inner optimizer's state."""
         return [
-            (flat, piece.place, self.inner.state.setdefault(piece, {}))
+            (flat, piece.place, self.inner.state.get(piece, {}))
             for _, flat, pieces in self._members.values()
             for piece in pieces
         ]
@@ -98,12 +103,15 @@ class PagedOptimizer(Optimizer):
         """Each group's settings."""
         return [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
 
-    def take_settings(self, settings: list[dict[str, Any]]) -> None:
-        """Take back what ``settings`` gave. Raises ValueError for another number of groups."""
-        if len(settings) != len(self.param_groups):
-            raise ValueError(f"{len(settings)} parameter groups were saved, {len(self.param_groups)} are here")
-        for group, saved in zip(self.param_groups, settings, strict=True):
-            group.update(saved)
+    def take(self, states: list[dict[str, Any]], settings: list[dict[str, Any]]) -> None:
+        """Take back what ``piece_states`` and ``settings`` gave, with torch's rules for dtypes and devices."""
+        groups = self.state_dict()["param_groups"]
+        self.load_state_dict(
+            {
+                "state": {index: state for index, state in enumerate(states) if state},
+                "param_groups": [here | saved for here, saved in zip(groups, settings, strict=True)],
+            }
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state, in the usual form; ``load_state_dict`` takes it on the same rank of an equal world."""
@@ -163,19 +171,21 @@ def _member(parameter: Any) -> tuple[Sharded, Flat, list[PieceParameter]]:
     return home.sharded, home.flat, pieces
 
 
-def _normalised(params: Iterable[Any]) -> list[dict[str, Any]]:
+def normalised(params: Iterable[Any]) -> list[dict[str, Any]]:
+    """``params``, in any form that torch's optimizers take, as groups. Raises ValueError where there are none."""
     entries = list(params)
     if not entries:
         raise ValueError("the optimizer got no parameters")
     if not isinstance(entries[0], dict):
         entries = [{"params": entries}]
-    groups = []
-    for entry in entries:
-        members = entry["params"]
-        members = [members] if isinstance(members, Tensor) else list(members)
-        named = [m[1] if isinstance(m, tuple) else m for m in members]
-        groups.append({**entry, "params": [p for p in named if p.requires_grad or home_of(p) is None]})
-    return groups
+    return [_normalised_group(entry) for entry in entries]
+
+
+def _normalised_group(group: dict[str, Any]) -> dict[str, Any]:
+    members = group["params"]
+    members = [members] if isinstance(members, Tensor) else list(members)
+    named = [m[1] if isinstance(m, tuple) else m for m in members]
+    return {**group, "params": [p for p in named if p.requires_grad or home_of(p) is None]}
 
 
 def paged(cls: type[Optimizer], params: Iterable[Any], **options: Any) -> PagedOptimizer:

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ciuic_dist.comm import groups
 from ciuic_dist.comm.collectives import all_reduce
 from ciuic_dist.sharding.registry import sharded_of
 
@@ -22,8 +23,8 @@ def clip_grad_norm_(
     sharded = sharded_of(model)
     gradients = [gradient for flat in sharded.flats for gradient in flat.gradients()]
     largest = norm_type == float("inf")
-    norms = [torch.linalg.vector_norm(gradient, norm_type).double().cpu() for gradient in gradients]
-    own = torch.stack([*norms, torch.zeros((), dtype=torch.float64)])
+    norms = [torch.linalg.vector_norm(gradient, norm_type).double() for gradient in gradients]
+    own = torch.stack([*norms, torch.zeros((), dtype=torch.float64, device=groups.device())]).cpu()
     total = own.max() if largest else own.pow(norm_type).sum()
     if sharded.stage > 0:
         all_reduce(total, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)

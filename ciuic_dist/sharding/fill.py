@@ -21,7 +21,7 @@ def fill(model: nn.Module, flats: Sequence[Flat], device: torch.device) -> None:
     else:
         for flat in flats:
             _fill_from_rank_0(flat)
-        _share_buffers(model, device)
+    _share_buffers(model, device)
     for flat in flats:
         _attach(model, flat)
 
@@ -32,8 +32,7 @@ def _fill_from_rank_0(flat: Flat) -> None:
         if rank() == 0:
             flat.view(index, source).copy_(parameter.detach())
         parameter.data = parameter.data.new_empty(0)
-    if world_size() > 1:
-        dist.broadcast(source, 0)
+    _broadcast(source)
     flat.master.copy_(source[flat.shard_range])
     flat.refresh_shard()
 
@@ -43,36 +42,40 @@ def _fill_from_recipe(model: nn.Module, flats: Sequence[Flat], device: torch.dev
     places = {id(p): (flat, index) for flat in flats for index, p in enumerate(flat.parameters)}
     buffers = [(module, name) for module in model.modules() for name in module._buffers]
 
-    def emit(meta: Tensor, real: Tensor) -> None:
-        if id(meta) in places:
-            flat, index = places[id(meta)]
+    def emit(old: Tensor, real: Tensor) -> None:
+        if id(old) in places:
+            flat, index = places[id(old)]
             for piece in flat.pieces():
                 if piece.index == index:
                     target = flat.master[piece.shard_offset : piece.shard_offset + piece.numel]
                     target.copy_(real.detach().reshape(-1)[piece.start : piece.stop])
         for module, name in buffers:
-            if module._buffers[name] is meta:
+            if old.is_meta and module._buffers[name] is old:
                 module._buffers[name] = real.to(device)
 
     recipe.replay(emit)
     for flat in flats:
+        for parameter in flat.parameters:
+            if not parameter.is_meta:  # a model that is partly on meta keeps the values it has
+                emit(parameter, _broadcast(parameter.detach().to(flat.device, copy=True).contiguous()))
         flat.refresh_shard()
-    for module, name in buffers:
-        buffer = module._buffers[name]
-        if buffer is not None and not buffer.is_meta:
-            module._buffers[name] = buffer.to(device)
 
 
 def _share_buffers(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         for name, buffer in module._buffers.items():
-            if buffer is not None:
+            if buffer is not None and not buffer.is_meta:
                 moved = module._buffers[name] = buffer.to(device)
-                if world_size() > 1:
-                    sent = moved.contiguous()
-                    dist.broadcast(sent, 0)
-                    if sent is not moved:  # strides stay: kernels give other bits for others
-                        moved.copy_(sent)
+                sent = _broadcast(moved.contiguous())
+                if sent is not moved:  # strides stay: kernels give other bits for others
+                    moved.copy_(sent)
+
+
+def _broadcast(values: Tensor) -> Tensor:
+    """Overwrite ``values``, contiguous, with rank 0's; returns them."""
+    if world_size() > 1 and values.numel():
+        dist.broadcast(values.view(-1).view(torch.uint8), 0)  # as bytes: Gloo doesn't know every dtype
+    return values
 
 
 def _attach(model: nn.Module, flat: Flat) -> None:

@@ -136,6 +136,18 @@ class Flat:
         if self.master is not self.shard:
             self.shard.copy_(self.master)
 
+    def check_attached(self) -> None:
+        """Raise RuntimeError where a parameter was moved out of the full form, or unfrozen, after ``shard``."""
+        home = self.full.untyped_storage()._cdata
+        for slot, parameter in zip(self.layout.slots, self.parameters, strict=True):
+            if parameter.untyped_storage()._cdata != home:
+                raise RuntimeError(
+                    f"{slot.name} was moved or converted after the model was sharded, so the other ranks and the "
+                    f"optimizer no longer see it: call .to(), .double() and their like before cd.shard"
+                )
+            if parameter.requires_grad and not self.trainable:
+                raise RuntimeError(f"{slot.name} was unfrozen after the model was sharded: unfreeze it before cd.shard")
+
     @property
     def kept_bytes(self) -> int:
         """Bytes this rank keeps between steps besides ``full``: master and gradient shard."""

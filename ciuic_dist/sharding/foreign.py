@@ -47,14 +47,14 @@ class _Watch(TorchDispatchMode):
         self._places: dict[int, list[tuple[int, int, Unit]]] = {}
         for unit in sharded.units:
             for flat in unit.flats:
-                start = flat.full.storage_offset() * flat.full.itemsize
+                start = int(flat.full.storage_offset()) * flat.full.itemsize
                 place = (start, start + flat.full_bytes, unit)
                 self._places.setdefault(flat.full.untyped_storage()._cdata, []).append(place)
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        for leaf in () if self._sharded.exchanging else pytree.tree_leaves((args, kwargs)):
+        for leaf in () if self._sharded.gathers.exchanging else pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
                 unit = self._owner(leaf)
                 if unit is not None and not self._sharded.is_running(unit):

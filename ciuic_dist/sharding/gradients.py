@@ -82,7 +82,16 @@ class GradientFlow:
                 self._learn()
 
     def abandon(self) -> None:
-        """The backward failed; forget what it brought."""
+        """The backward raised: forget all gradients, but keep step with the ranks that reduce theirs."""
+        for flat in self._order:
+            flat.clear_written()
+            flat.landing = None
+        if self._sync:
+            for flat in self._order[self._turn :]:
+                self._exchange.submit(flat)
+            self._exchange.drain()
+        for flat in self._order:
+            flat.zero_grad()
         self._active = False
 
     def _learn(self) -> None:

@@ -22,11 +22,10 @@ from ciuic_dist.sharding.sharded import Sharded
 from ciuic_dist.sharding.unit import Unit
 
 
-def install(sharded: Sharded, *, gather_direct_calls: bool) -> None:
+def install(sharded: Sharded) -> None:
     """Hook the model's units and parameters.
 
-    ``gather_direct_calls``: full forms have memory only while gathered, so modules that are called from
-    outside the model's own forward have to gather their unit.
+    Where full forms are gathered, modules that are called from outside the model's own forward gather too.
     """
     hooks = _Hooks(sharded)
     for unit in sharded.units:
@@ -35,9 +34,9 @@ def install(sharded: Sharded, *, gather_direct_calls: bool) -> None:
         for flat in unit.trainable:
             for index, parameter in enumerate(flat.parameters):
                 parameter.register_post_accumulate_grad_hook(partial(hooks.take_gradient, unit, flat, index))
-    if sharded.units[-1].module is not sharded.module:  # every parameter belongs to a block
+    if not sharded.units[-1].is_root:  # every parameter belongs to a block
         sharded.module.register_forward_pre_hook(hooks.before_model, prepend=True)
-    if gather_direct_calls:
+    if sharded.exchange.gathers:
         _gather_on_direct_calls(sharded)
     sharded.module.register_forward_hook(hooks.after_model, always_call=True)
 
@@ -52,7 +51,7 @@ def _gather_on_direct_calls(sharded: Sharded) -> None:
 
 
 def _gather_directly(sharded: Sharded, unit: Unit, module: nn.Module, inputs: Any) -> None:
-    sharded.gather_alone(unit)
+    sharded.gathers.need(unit)
 
 
 def in_backward() -> bool:
@@ -70,22 +69,20 @@ class _Hooks:
         """The model's forward begins."""
         if in_backward():
             return
-        if self._sharded.gradients.active:
-            self._sharded.gradients.abandon()  # a backward that raised
-        self._sharded.check_versions()
+        self._sharded.begin_forward()
         self._foreign.start(training=module.training)
 
     def after_model(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """The model's forward is over, or has raised."""
         if not in_backward():
             self._foreign.stop()
+            self._sharded.end_forward()
 
     def before_forward(self, unit: Unit, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if unit.module is self._sharded.module:
+        if unit.is_root:
             self.before_model(module, args)
         recomputing = in_backward()
-        phase = "recompute" if recomputing else "forward"
-        self._sharded.enter(unit, phase)
+        self._sharded.enter(unit, forward=not recomputing)
         if torch.is_grad_enabled() and not recomputing:
             unit.forwards += 1
             first = next((t for t in _tensors((args, kwargs)) if t.requires_grad and t.grad_fn is not None), None)
@@ -103,7 +100,7 @@ class _Hooks:
         outputs = [t for t in _tensors(output) if t.requires_grad] if torch.is_grad_enabled() else []
         if outputs:
             register_multi_grad_hook(outputs, partial(self._before_backward, unit), mode="any")
-        self._sharded.leave(unit, keep=bool(outputs) and unit.module is self._sharded.module)
+        self._sharded.leave(unit, keep=bool(outputs) and unit.is_root)
 
     def take_gradient(self, unit: Unit, flat: Flat, index: int, parameter: Tensor) -> None:
         self._ensure_begun()
@@ -116,11 +113,12 @@ class _Hooks:
 
     def _before_backward(self, unit: Unit, gradient: Tensor) -> None:
         self._ensure_begun()
-        self._sharded.enter(unit, "backward")
+        unit.backwards += 1
+        self._sharded.enter(unit, forward=False)
 
     def _input_done(self, unit: Unit, gradient: Tensor) -> None:
         """All of this call's gradients have come; of the unit's, if it was called once."""
-        once = unit.forwards == 1 and not unit.borrowed and unit.module is not self._sharded.module
+        once = unit.forwards == 1 and not unit.borrowed and not unit.is_root
         if once and self._sharded.gradients.active:
             for flat in unit.trainable:
                 self._sharded.gradients.complete(flat)
@@ -130,19 +128,14 @@ class _Hooks:
         task = torch._C._current_graph_task_id()
         if not self._sharded.gradients.active:
             self._graph_task = task
-            self._sharded.gradients.begin(sync=self._sharded.sync)
-            torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
+            self._sharded.begin_backward()
+            torch.autograd.Variable._execution_engine.queue_callback(self._sharded.end_backward)
         elif task != self._graph_task:
             raise RuntimeError(
-                "a backward runs inside another one: reentrant activation checkpointing is not supported, "
-                "pass use_reentrant=False to torch.utils.checkpoint (or to gradient_checkpointing_enable)"
+                "a backward runs inside another one, which is not supported: for reentrant activation checkpointing "
+                "pass use_reentrant=False to torch.utils.checkpoint (or to gradient_checkpointing_enable); models "
+                "that call backward in a backward of their own, such as Reformer, can't be sharded"
             )
-
-    def _end_backward(self) -> None:
-        self._sharded.gradients.finish()
-        for unit in self._sharded.units:
-            unit.forwards = 0
-        self._sharded.release_all()
 
 
 def _tensors(tree: Any) -> list[Tensor]:

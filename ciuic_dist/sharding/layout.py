@@ -75,7 +75,7 @@ def lay_out(parameters: Sequence[tuple[str, tuple[int, ...]]], world: int, align
         slot = Slot(name, shape, offset)
         slots.append(slot)
         offset += round_up(slot.numel, alignment)
-    return FlatLayout(tuple(slots), world, round_up(-(-offset // world), SHARD_MULTIPLE))
+    return FlatLayout(tuple(slots), world, max(round_up(-(-offset // world), SHARD_MULTIPLE), SHARD_MULTIPLE))
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -21,32 +21,35 @@ class Home:
     index: int
 
 
-_models: WeakKeyDictionary[nn.Module, Sharded] = WeakKeyDictionary()
-_homes = WeakTensorKeyDictionary()
+# The model's hooks keep its Sharded alive; a strong reference to it from here would keep the model alive, too.
+_models: WeakKeyDictionary[nn.Module, ref[Sharded]] = WeakKeyDictionary()
+_places = WeakTensorKeyDictionary()
 
 
 def register(sharded: Sharded) -> None:
     """Remember the model and its parameters for as long as they live."""
-    _models[sharded.module] = sharded
-    for flat in sharded.flats:
+    known = _models[sharded.module] = ref(sharded)
+    for position, flat in enumerate(sharded.flats):
         for index, parameter in enumerate(flat.parameters):
-            _homes[parameter] = Home(sharded, flat, index)
+            _places[parameter] = known, position, index
 
 
 def sharded_of(model: nn.Module) -> Sharded:
     """What ``shard`` keeps for ``model``. Raises ValueError where it was not sharded."""
-    found = _models.get(model)
+    known = _models.get(model)
+    found = None if known is None else known()
     if found is None:
         raise ValueError(f"this {type(model).__name__} is not sharded: pass what cd.shard(model) returned")
     return found
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether ``model`` or a part of it went through ``shard``."""
-    return any(module in _models for module in model.modules())
+    """Whether ``model`` went through ``shard``, or a part of it, or what it shares parameters with."""
+    return model in _models or any(home_of(parameter) is not None for parameter in model.parameters())
 
 
 def home_of(parameter: Tensor) -> Home | None:
     """Where ``parameter`` lives, None if it isn't a sharded model's."""
-    home: Home | None = _homes.get(parameter)
-    return home
+    known, position, index = _places.get(parameter, (None, 0, 0))
+    sharded = None if known is None else known()
+    return None if sharded is None else Home(sharded, sharded.flats[position], index)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ciuic_dist.comm.groups import gather_objects, rank
+
 
 class ResetRecipe:
     """Asks each module that owns parameters to reset them, one module at a time, in the modules' order."""
@@ -24,7 +26,17 @@ class ResetRecipe:
                 )
 
     def replay(self, emit: Callable[[Tensor, Tensor], None]) -> None:
-        """Call ``emit(meta, real)`` for every parameter and buffer that is on the meta device."""
+        """Call ``emit(meta, real)`` for every parameter and buffer that is on the meta device.
+
+        Random numbers are rank 0's; the other ranks' generators stay as they are.
+        """
+        state = gather_objects(torch.get_rng_state() if rank() == 0 else None)[0]
+        assert state is not None
+        with torch.random.fork_rng(devices=[], enabled=rank() != 0):
+            torch.set_rng_state(state)
+            self._reset(emit)
+
+    def _reset(self, emit: Callable[[Tensor, Tensor], None]) -> None:
         emitted: set[int] = set()
         for module in self._model.modules():
             own = {**module._parameters, **module._buffers}
@@ -35,13 +47,14 @@ class ResetRecipe:
             real._buffers = {name: _empty(b) for name, b in module._buffers.items()}
             real.reset_parameters()  # type: ignore[operator]
             for name, tensor in own.items():
-                if tensor is not None and id(tensor) not in emitted:
+                if tensor is not None and tensor.is_meta and id(tensor) not in emitted:
                     emitted.add(id(tensor))
                     emit(tensor, real._parameters[name] if name in real._parameters else real._buffers[name])  # type: ignore[arg-type]
 
 
 def _empty(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or not tensor.is_meta:
-        return tensor
+    """Memory to reset: the real tensors of a module that is partly on meta keep their values."""
+    if tensor is None:
+        return None
     empty = torch.empty_like(tensor, device="cpu")
     return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

@@ -9,6 +9,7 @@ from itertools import groupby
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ciuic_dist.comm import groups
 from ciuic_dist.comm.agreement import agree
@@ -21,11 +22,12 @@ from ciuic_dist.sharding.exchange.mailbox import MailboxLayout
 from ciuic_dist.sharding.exchange.shared import SharedExchange, page_rounded
 from ciuic_dist.sharding.fill import fill
 from ciuic_dist.sharding.flat import Flat
+from ciuic_dist.sharding.guards import guard
 from ciuic_dist.sharding.hooks import install
 from ciuic_dist.sharding.layout import lay_out
 from ciuic_dist.sharding.registry import is_sharded, register
 from ciuic_dist.sharding.sharded import Sharded
-from ciuic_dist.sharding.unit import Unit
+from ciuic_dist.sharding.unit import Unit, UnitState
 from ciuic_dist.sharding.units import UnitRule, UnitSpec, find_units
 
 PRECISIONS = {None: None, "bf16": torch.bfloat16}
@@ -42,7 +44,8 @@ def shard(
     """Shard ``model`` in place over the ranks of ``init`` and return it; every rank calls it alike.
 
     ``stage``: what is sharded: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters.
-    ``mixed_precision``: "bf16" computes in bf16 with masters in the parameters' own dtype; None in that dtype.
+    ``mixed_precision``: "bf16" computes in bf16 (batch norms apart) with masters in the parameters' own dtype;
+    None in that dtype.
     ``units``: which modules are gathered together: class names, a predicate, or None for the repeated blocks.
     Rank 0's values count; a model on the meta device gets those that its own initialisation would give.
 
@@ -62,12 +65,15 @@ def shard(
     exchange = _choose_exchange(model, made, stage, device)
     exchange.place(flats)
     for unit in made:
-        unit.keep_full = not (stage == 3 and isinstance(exchange, CollectiveExchange))
+        unit.keep_full = exchange.keeps_full
+        if exchange.gathers:
+            unit.move(UnitState.SHARDED)
     fill(model, flats, device)
     exchange.after_update()
     sharded = Sharded(model, made, exchange, stage=stage)
     sharded.compute_dtype = compute_dtype
-    install(sharded, gather_direct_calls=any(not unit.keep_full for unit in made))
+    install(sharded)
+    guard(model, releases=not exchange.keeps_full)
     register(sharded)
     model.zero_grad = partial(_zero_grad, sharded)  # type: ignore[method-assign]
     return model
@@ -91,11 +97,15 @@ def _check(model: nn.Module, stage: int, memory: Memory | None, mixed_precision:
 def _make_unit(
     index: int, spec: UnitSpec, world: int, owner: int, compute_dtype: torch.dtype | None, device: torch.device
 ) -> Unit:
-    def kind(item: tuple[str, nn.Parameter]) -> tuple[str, bool]:
-        return str(item[1].dtype), item[1].requires_grad
+    exact = _exact(spec.module)
+
+    def kind(item: tuple[str, nn.Parameter]) -> tuple[str, bool, bool]:
+        parameter = item[1]
+        casts = compute_dtype is not None and parameter.is_floating_point() and parameter not in exact
+        return str(parameter.dtype), parameter.requires_grad, casts
 
     flats = []
-    for (dtype, trainable), members in groupby(sorted(spec.parameters.items(), key=kind), key=kind):
+    for (dtype, trainable, casts), members in groupby(sorted(spec.parameters.items(), key=kind), key=kind):
         named = list(members)
         layout = lay_out([(name, tuple(p.shape)) for name, p in named], world)
         own = named[0][1].dtype
@@ -106,19 +116,25 @@ def _make_unit(
                 [p for _, p in named],
                 layout,
                 owner=owner,
-                compute_dtype=compute_dtype if compute_dtype is not None and own.is_floating_point else own,
+                compute_dtype=compute_dtype if casts and compute_dtype is not None else own,
                 device=device,
             )
         )
-    return Unit(index, spec.name, spec.module, flats, keep_full=True)
+    return Unit(index, spec.name, spec.module, flats)
+
+
+def _exact(model: nn.Module) -> set[nn.Parameter]:
+    """Parameters that keep their dtype: kernels take those of batch norms only in that of the running statistics."""
+    norms = (module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats)
+    return {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
 
 
 def _describe(units: Sequence[Unit], stage: int, mixed_precision: str | None) -> dict[str, object]:
     parameters = {
-        slot.name: f"{list(slot.shape)} {flat.name}"
+        slot.name: f"{list(slot.shape)} {flat.name}{' on meta' if parameter.is_meta else ''}"
         for unit in units
         for flat in unit.flats
-        for slot in flat.layout.slots
+        for slot, parameter in zip(flat.layout.slots, flat.parameters, strict=True)
     }
     return {
         "stage": stage,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
 from ciuic_dist.sharding.exchange.base import Exchange
-from ciuic_dist.sharding.exchange.local import LocalExchange
+from ciuic_dist.sharding.gathers import Gathers
 from ciuic_dist.sharding.gradients import GradientFlow
-from ciuic_dist.sharding.unit import Unit, UnitState
+from ciuic_dist.sharding.unit import Unit
+from ciuic_dist.sharding.versions import VersionWatch
 
 
 class HoldsState(Protocol):
@@ -32,34 +34,61 @@ class Sharded:
         self.flats = [flat for unit in units for flat in unit.flats]
         self.exchange = exchange
         self.stage = stage
+        self.gathers = Gathers(self.units, exchange)
         self.gradients = GradientFlow([flat for flat in self.flats if flat.trainable], exchange)
+        self.versions = VersionWatch(self.flats)
         self.sync = True
         self.compute_dtype: torch.dtype | None = None
-        self.optimizers: list[HoldsState] = []
+        self.optimizers: WeakSet[HoldsState] = WeakSet()
         self.peak = 0
-        self.exchanging = False
-        self._next: dict[tuple[str, int], Unit] = {}
-        self._last: tuple[str, int] | None = None
+        self._state_bytes = 0
         self._running: list[Unit] = []
-        self._versions: list[int] = []
-        self.note_versions()
 
-    def enter(self, unit: Unit, phase: str) -> None:
-        """``unit`` is about to compute: gather it, and the units whose weights it reads."""
-        if phase == "forward":
+    def begin_forward(self) -> None:
+        """The model's forward begins."""
+        if self.gradients.active:  # a backward that raised
+            self.gradients.abandon()
+        self._running.clear()
+        self.check()
+        self.gathers.begin("forward")
+
+    def end_forward(self) -> None:
+        """The model's forward is over, or has raised."""
+        self._running.clear()
+        self.gathers.end()
+        self.note_peak()
+
+    def begin_backward(self) -> None:
+        """The first gradient of a backward has come."""
+        self.gradients.begin(sync=self.sync)
+        self.gathers.begin("backward")
+
+    def end_backward(self) -> None:
+        """The last has."""
+        self.gathers.end()
+        self.gradients.finish()
+        self.note_peak()
+        for unit in self.units:
+            unit.backward_is_over()
+        self.gathers.release_all(but_root=False)
+
+    def enter(self, unit: Unit, *, forward: bool) -> None:
+        """``unit`` is about to compute: gather the units whose weights it reads, and itself."""
+        if forward:
             self._running.append(unit)
         for other in unit.reads:
-            self.gather(other, phase)
-        self.gather(unit, phase)
+            self.gathers.need(other)
+        self.gathers.need(unit)
 
     def leave(self, unit: Unit, *, keep: bool) -> None:
         """``unit`` has computed in forward; ``keep``: its backward comes next."""
         while self._running and self._running.pop() is not unit:
             pass  # units whose forward raised
+        self.note_peak()
         needed = {id(other) for running in self._running for other in (running, *running.reads)}
         for other in () if keep else (unit, *unit.reads):
             if id(other) not in needed:
-                self.release(other)
+                self.gathers.release(other)
 
     def is_running(self, unit: Unit) -> bool:
         """Whether the unit's own forward is under way."""
@@ -68,49 +97,21 @@ class Sharded:
     def note_foreign_read(self, unit: Unit) -> None:
         """The running unit reads a weight of ``unit``, now and from now on."""
         unit.borrowed = True
-        if self._running and unit not in self._running[-1].reads:
-            self._running[-1].reads.append(unit)
-        self.gather_alone(unit)
-
-    def gather(self, unit: Unit, phase: str) -> None:
-        """Make ``unit`` full, and start on the unit that came after it the last time."""
-        self.gather_alone(unit)
-        here = (phase, unit.index)
-        if self._last is not None and self._last[1] != unit.index:
-            self._next[self._last] = unit
-        self._last = here
-        following = self._next.get(here)
-        if following is not None and following.state is UnitState.SHARDED:
-            self._start(following)
-
-    def gather_alone(self, unit: Unit) -> None:
-        """Make ``unit`` full."""
-        if unit.state is UnitState.SHARDED:
-            self._start(unit)
-        self._finish(unit)
-
-    def release(self, unit: Unit) -> None:
-        """The unit has computed; its full form goes if it is one that goes."""
-        if unit.state is UnitState.FULL and not unit.keep_full:
-            self.exchange.release(unit)
-            unit.move(UnitState.SHARDED)
+        reader = self._running[-1] if self._running else None
+        if reader is not None and unit not in reader.reads:
+            reader.reads.append(unit)
+        self.gathers.need(unit, before=reader)
 
     def release_after_backward(self, unit: Unit) -> None:
         """The unit's own backward is over. The root's and that of units which borrow from this one may not be."""
-        if unit.module is not self.module and not unit.borrowed:
-            self.release(unit)
-
-    def release_all(self) -> None:
-        """Release every unit, also one gathered ahead that nobody used."""
-        for unit in self.units:
-            self._finish(unit)
-            self.release(unit)
-        self._last = None
+        self.note_peak()
+        if not unit.is_root and not unit.borrowed:
+            self.gathers.release(unit)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Backwards in this context leave their gradients on their rank, to be reduced with the next one's."""
-        before, self.sync = self.sync, isinstance(self.exchange, LocalExchange)
+        before, self.sync = self.sync, not self.exchange.has_peers
         try:
             yield
         finally:
@@ -119,62 +120,46 @@ class Sharded:
     def update_begins(self) -> None:
         """Before any parameter is overwritten.
 
-        Raises RuntimeError where gradients were accumulated under ``no_sync`` and never reduced.
+        Raises RuntimeError where a backward raised, where gradients were accumulated under ``no_sync`` and
+        never reduced, or where something else has written to a parameter.
         """
+        if self.gradients.active:
+            self.gradients.abandon()
+            raise RuntimeError("the last backward raised, its gradients are dropped: run it again before the update")
         waiting = next((flat for flat in self.flats if any(flat.written)), None)
         if waiting is not None:
             raise RuntimeError(
                 f"gradients of {waiting.name} were accumulated under no_sync and never reduced: "
                 f"run the last backward of a step outside no_sync"
             )
+        self.check()
         self.exchange.before_update()
 
-    def update_ends(self) -> None:
-        """After this rank's masters have changed."""
+    def update_ends(self, *, frozen_too: bool = False) -> None:
+        """After this rank's masters have changed; ``frozen_too``: also those that are not trained."""
         for flat in self.flats:
-            flat.refresh_shard()
+            if flat.trainable or frozen_too:
+                flat.refresh_shard()
         self.exchange.after_update()
-        for unit in self.units:
-            self._finish(unit)
-            if unit.state is UnitState.FULL:
-                if not unit.keep_full:
-                    self.exchange.release(unit)
-                unit.move(UnitState.SHARDED)
-        torch.autograd.graph.increment_version([p for flat in self.flats for p in flat.parameters])
-        self.note_versions()
+        if self.exchange.gathers:
+            self.gathers.mark_stale()
+        self.versions.count_update()
+        self._state_bytes = sum(optimizer.state_bytes() for optimizer in self.optimizers)
+        self.note_peak()
 
-    def note_versions(self) -> None:
-        """Remember the parameters as they are, to notice writes that are not the optimizer's."""
-        self._versions = [p._version for flat in self.flats for p in flat.parameters]
-
-    def check_versions(self) -> None:
-        """Raise RuntimeError where something else than an optimizer of this library wrote to a parameter."""
-        versions = [p._version for flat in self.flats for p in flat.parameters]
-        if versions != self._versions:
-            names = [slot.name for flat in self.flats for slot in flat.layout.slots]
-            changed = next(n for n, old, new in zip(names, self._versions, versions, strict=True) if old != new)
-            raise RuntimeError(
-                f"{changed} was written to since it was sharded, which the other ranks and the optimizer don't see; "
-                f"change parameters before cd.shard, or through cd.load"
-            )
+    def check(self) -> None:
+        """Raise RuntimeError where parameters are not what the optimizer and the other ranks take them for."""
+        self.versions.check()
 
     def usage(self) -> int:
-        """Bytes this rank holds for parameters and gradients, now."""
+        """Bytes this rank holds for parameters, gradients and, as of the last update, optimizer state."""
         landings = sum(
             flat.landing.nbytes
             for flat in self.flats
             if flat.landing is not None and flat.landing.untyped_storage().nbytes() == flat.landing.nbytes
         )
-        state = sum(optimizer.state_bytes() for optimizer in self.optimizers)
-        return self.exchange.usage() + sum(flat.kept_bytes for flat in self.flats) + landings + state
+        return self.exchange.usage() + sum(flat.kept_bytes for flat in self.flats) + landings + self._state_bytes
 
-    def _start(self, unit: Unit) -> None:
-        unit.move(UnitState.GATHERING)
-        self.exchanging = True
-        self.exchange.start_gather(unit)
-        self.exchanging = False
-
-    def _finish(self, unit: Unit) -> None:
-        if unit.state is UnitState.GATHERING:
-            self.exchange.finish_gather(unit)
-            unit.move(UnitState.FULL)
+    def note_peak(self) -> None:
+        """Called where memory has grown."""
+        self.peak = max(self.peak, self.usage())

@@ -30,19 +30,21 @@ _TRANSITIONS = {
 class Unit:
     """The modules gathered and released together, and their parameters."""
 
-    def __init__(self, index: int, name: str, module: nn.Module, flats: list[Flat], *, keep_full: bool) -> None:
+    def __init__(self, index: int, name: str, module: nn.Module, flats: list[Flat]) -> None:
         """``keep_full``: the full form stays in memory and is stale, not absent, while SHARDED.
 
-        ``forwards`` counts calls since the last backward; ``reads`` are other units whose weights it uses;
-        ``borrowed`` tells that it is one of those.
+        ``forwards`` counts calls whose backward hasn't come, ``backwards`` those whose backward is under way;
+        ``reads`` are other units whose weights it uses; ``borrowed`` tells that it is one of those.
         """
         self.index = index
         self.name = name or "the root unit"
         self.module = module
         self.flats = flats
-        self.keep_full = keep_full
-        self.state = UnitState.SHARDED
+        self.is_root = not name
+        self.keep_full = True
+        self.state = UnitState.FULL
         self.forwards = 0
+        self.backwards = 0
         self.reads: list[Unit] = []
         self.borrowed = False
 
@@ -50,6 +52,11 @@ class Unit:
     def trainable(self) -> list[Flat]:
         """The flats that get gradients."""
         return [flat for flat in self.flats if flat.trainable]
+
+    def backward_is_over(self) -> None:
+        """The calls whose backward has run are no longer outstanding."""
+        self.forwards = max(0, self.forwards - self.backwards)
+        self.backwards = 0
 
     def move(self, state: UnitState) -> None:
         """Go to ``state``; raises RuntimeError where that is no step of the table."""

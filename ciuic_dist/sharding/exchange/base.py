@@ -29,6 +29,12 @@ class Exchange(Protocol):
     """
 
     traffic: Traffic
+    gathers: bool
+    """Whether full forms have to be gathered, and are stale after an update."""
+    keeps_full: bool
+    """Whether full forms keep their memory between uses."""
+    has_peers: bool
+    """Whether there are other ranks to reduce with."""
 
     def place(self, flats: Sequence[Flat]) -> None:
         """Give each flat memory for its full form and its shard."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ciuic_dist.comm import collectives
 from ciuic_dist.comm.collectives import Flight
+from ciuic_dist.comm.groups import timeout_seconds
 from ciuic_dist.sharding.exchange.base import Traffic
 from ciuic_dist.sharding.exchange.summing import mean_into
 from ciuic_dist.sharding.flat import Flat
@@ -25,8 +27,14 @@ class CollectiveExchange:
 
     def __init__(self, *, world: int, stage: int) -> None:
         self.traffic = Traffic()
+        self.gathers = stage > 0
+        self.keeps_full = stage < 3
+        self.has_peers = True
         self._world = world
         self._stage = stage
+        # Reductions start when a rank has its gradients, gathers when it needs a unit: each kind has one order
+        # on all ranks, the two together don't.
+        self._reducing = dist.new_group(timeout=timedelta(seconds=timeout_seconds()))
         self._flats: Sequence[Flat] = ()
         self._gathers: dict[int, list[Flight]] = {}
         self._reduces: deque[tuple[Flat, Flight]] = deque()
@@ -46,8 +54,6 @@ class CollectiveExchange:
 
     def start_gather(self, unit: Unit) -> None:
         """Send this rank's shards, make room for the others'."""
-        if self._stage == 0:
-            return
         flights = []
         for flat in unit.flats:
             if self._stage == 3:
@@ -89,7 +95,8 @@ class CollectiveExchange:
         self._reduces.append((flat, self._start(flat, flat.landing)))
         flat.landing = None
         self.traffic.reduces += 1
-        while len(self._reduces) > _IN_FLIGHT:
+        # At stage 3 a rank that is behind may itself wait for this rank's next gather, so this one can't wait for it.
+        while len(self._reduces) > _IN_FLIGHT and (self._stage < 3 or self._reduces[0][1].has_landed()):
             self._finish_oldest()
 
     def drain(self) -> None:
@@ -99,9 +106,9 @@ class CollectiveExchange:
         written = [flag for flat in self._reduced for flag in flat.written]
         if written:
             flags = torch.tensor(written, dtype=torch.uint8)
-            agreed = iter(collectives.all_reduce(flags, dist.ReduceOp.MAX).tolist())
+            agreed = iter(collectives.all_reduce(flags, dist.ReduceOp.MAX, self._reducing).tolist())
             for flat in self._reduced:
-                flat.touched = [touched or bool(next(agreed)) for touched in flat.touched]
+                flat.touched = [bool(next(agreed)) or touched for touched in flat.touched]  # each takes its flag
                 flat.clear_written()
         self._reduced = []
 
@@ -124,11 +131,11 @@ class CollectiveExchange:
         purpose = f"the gradients of {flat.name}"
         if self._stage == 0:
             self.traffic.reduced_bytes += landing.nbytes
-            return collectives.start_all_reduce(landing, purpose)
+            return collectives.start_all_reduce(landing, purpose, self._reducing)
         self.traffic.reduced_bytes += landing.nbytes - landing.nbytes // self._world
         if landing.device.type == "cpu":
-            return collectives.start_exchange(landing, purpose)
-        return collectives.start_reduce_scatter(landing, purpose)
+            return collectives.start_exchange(landing, purpose, self._reducing)
+        return collectives.start_reduce_scatter(landing, purpose, self._reducing)
 
     def _finish_oldest(self) -> None:
         flat, flight = self._reduces.popleft()

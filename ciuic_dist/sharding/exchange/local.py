@@ -17,6 +17,9 @@ class LocalExchange:
 
     def __init__(self) -> None:
         self.traffic = Traffic()
+        self.gathers = False
+        self.keeps_full = True
+        self.has_peers = False
         self._flats: Sequence[Flat] = ()
 
     def place(self, flats: Sequence[Flat]) -> None:

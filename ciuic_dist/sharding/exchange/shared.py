@@ -31,6 +31,9 @@ class SharedExchange:
     def __init__(self, pool: SharedPool, mailbox: MailboxLayout, *, rank: int, world: int, share_full: bool) -> None:
         """``share_full``: one full form for all ranks (stages 1 to 3); else each keeps its own (stage 0)."""
         self.traffic = Traffic()
+        self.gathers = False
+        self.keeps_full = True
+        self.has_peers = True
         self._pool = pool
         self._mailbox = mailbox
         self._rank = rank

@@ -1,0 +1,147 @@
+"""What a checkpoint cannot replace, and what it cannot be loaded into, stays as it was, and every rank says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ciuic_dist as cd
+from ciuic_dist.checkpoint.folder import whole_or_absent
+from ciuic_dist.checkpoint.together import on_rank_zero
+from ciuic_dist.comm.groups import rank
+from tests.dist.launch import launch
+from tests.dist.models import Stack
+
+
+class TwoArguments(Exception):
+    """Pickles, but does not unpickle."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+def trained(width: int = 12) -> tuple[nn.Module, cd.AdamW]:
+    """A sharded model after one step."""
+    torch.manual_seed(0)
+    model = cd.shard(Stack(width=width))
+    optimizer = cd.AdamW(model.parameters(), lr=0.01)
+    model(torch.ones(2, 8)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return model, optimizer
+
+
+def said(work: Callable[[], Any]) -> str:
+    """The error that ``work`` raises, in words."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 (it is what is returned)
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def save_to(path: Path) -> str:
+    model, optimizer = trained()
+    return said(lambda: cd.save(path, model=model, optimizer=optimizer))
+
+
+@pytest.mark.parametrize("name", ["mine", "mine/file", "new"])
+def test_a_folder_that_is_no_checkpoint_is_not_replaced(name: str, tmp_path: Path) -> None:
+    mine = tmp_path / ("new.previous" if name == "new" else "mine")
+    mine.mkdir()
+    (mine / "file").write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    errors = launch(save_to, tmp_path / name)
+    assert all(error.startswith("FileExistsError") and "not a checkpoint" in error for error in errors), errors
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (mine / "file").read_text() == "precious"
+
+
+def test_an_empty_folder_and_a_checkpoint_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    path.mkdir()
+    for _ in range(2):
+        assert launch(save_to, path) == ["no error"] * 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def fail_inside(path: Path, failing: int) -> str:
+    def write() -> None:
+        with whole_or_absent(path):
+            if rank() == failing:
+                raise OSError("no space left")
+
+    return said(write)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_rank_in_the_folder_is_raised_on_all(failing: int, tmp_path: Path) -> None:
+    assert launch(fail_inside, tmp_path / "new", failing) == ["OSError: no space left"] * 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_error_of_rank_zero_making_the_folder_is_raised_on_all(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    errors = launch(save_to, tmp_path / "file" / "new")
+    assert errors[0] == errors[1] != "no error"
+
+
+def fail_on_rank_zero() -> str:
+    def decide() -> None:
+        raise TwoArguments("not", "portable")
+
+    return said(lambda: on_rank_zero(decide))
+
+
+def test_an_error_that_does_not_unpickle_goes_to_the_others_in_words() -> None:
+    assert launch(fail_on_rank_zero) == ["TwoArguments: not portable", "RuntimeError: TwoArguments: not portable"]
+
+
+def snapshot(model: nn.Module, optimizer: cd.AdamW) -> list[Any]:
+    """Copies of the parameters and of all optimizer state on this rank."""
+    state = [{key: v.clone() for key, v in state.items()} for _, _, state in optimizer.piece_states()]
+    return [[p.detach().clone() for p in model.parameters()], state, optimizer.settings()]
+
+
+def load_what_does_not_fit(path: Path, kind: str) -> str:
+    if kind == "another model":
+        model, optimizer = trained(width=6)
+    else:
+        model, optimizer = trained()
+    cd.save(path, model=model, optimizer=optimizer)
+    model, optimizer = trained()
+    if kind == "another number of groups":
+        spare = cd.shard(nn.Linear(3, 3))
+        optimizer.add_param_group({"params": spare.parameters()})
+    if kind == "a damaged file" and rank() == 0:
+        for file in path.glob("*.distcp"):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    on_rank_zero(lambda: None)
+    before = snapshot(model, optimizer)
+    error = said(lambda: cd.load(path, model=model, optimizer=optimizer))
+    torch.testing.assert_close(snapshot(model, optimizer), before, rtol=0, atol=0)
+    return error
+
+
+@pytest.mark.parametrize("kind", ["another model", "another number of groups", "a damaged file"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_refused_load_changes_nothing(kind: str, world: int, tmp_path: Path) -> None:
+    errors = launch(load_what_does_not_fit, tmp_path / "checkpoint", kind, world=world)
+    assert all(error.startswith("ValueError") for error in errors), errors
+
+
+def load_where_one_rank_sees_nothing(path: Path) -> str:
+    model, optimizer = trained()
+    cd.save(path, model=model, optimizer=optimizer)
+    mine = path if rank() == 0 else path.with_name("elsewhere")
+    return said(lambda: cd.load(mine, model=model, optimizer=optimizer))
+
+
+def test_a_checkpoint_that_one_rank_does_not_see_is_an_error_on_all(tmp_path: Path) -> None:
+    errors = launch(load_where_one_rank_sees_nothing, tmp_path / "checkpoint")
+    assert errors == [f"FileNotFoundError: there is no checkpoint at {tmp_path / 'elsewhere'}"] * 2

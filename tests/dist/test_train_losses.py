@@ -1,0 +1,73 @@
+"""Every engine trains the same model on the same samples: plain PyTorch in one process is the reference."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+from ciuic_dist import data
+from ciuic_dist.compose import compose
+from ciuic_dist.loop.schedule import lr_factor
+from ciuic_dist.models.build import build
+from ciuic_dist.models.deferred import materialize
+from tests.dist.train_jobs import NO_DROPOUT, TINY, losses, train
+
+STEPS = 5
+JOB = (*TINY, *NO_DROPOUT, f"train.steps={STEPS}", "run.name=run")
+
+
+@functools.cache
+def plain_losses() -> list[float]:
+    """The job's losses in plain PyTorch: one process, the whole global batch at once."""
+    config = compose(JOB)
+    corpus = data.load(config.data, seed=config.train.seed)
+    model = materialize(build(config.model, vocab_size=corpus.vocab_size, seed=config.train.seed))
+    optimizer = torch.optim.AdamW(model.parameters(), betas=config.optimizer.betas, weight_decay=0.1)
+    batch = config.train.global_batch
+    found = []
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = config.optimizer.lr * lr_factor(step, config.train)
+        ids = torch.stack([corpus.train.sample(step * batch + row) for row in range(batch)])
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("world", "arguments"),
+    [
+        pytest.param(1, (), id="paged-alone"),
+        pytest.param(2, (), id="paged"),
+        pytest.param(2, ("engine.stage=0", "train.micro_batch=3"), id="paged-stage0-accumulating"),
+        pytest.param(2, ("train.activation_checkpointing=true",), id="paged-recomputing"),
+        pytest.param(3, ("engine.stage=2",), id="paged-stage2-on-3"),
+        pytest.param(1, ("engine=fsdp2",), id="fsdp2-alone"),
+        pytest.param(2, ("engine=fsdp2",), id="fsdp2"),
+        pytest.param(2, ("engine=fsdp2", "engine.stage=2", "train.micro_batch=2"), id="fsdp2-stage2-accumulating"),
+        pytest.param(2, ("engine=fsdp2", "train.activation_checkpointing=true"), id="fsdp2-recomputing"),
+        pytest.param(1, ("engine=deepspeed",), id="deepspeed-alone"),
+        pytest.param(
+            2, ("engine=deepspeed", "engine.stage=1", "train.micro_batch=3"), id="deepspeed-stage1-accumulating"
+        ),
+        pytest.param(2, ("engine=deepspeed",), id="deepspeed-stage3"),
+    ],
+)
+def test_an_engine_has_the_losses_of_plain_pytorch(world: int, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    if "engine=deepspeed" in arguments:
+        pytest.importorskip("deepspeed")
+    train(tmp_path, *JOB, *arguments, world=world)
+    assert losses(tmp_path / "runs" / "run") == pytest.approx(plain_losses(), abs=1e-5)
+
+
+def test_bf16_stays_near_fp32(tmp_path: Path) -> None:
+    train(tmp_path, *JOB, "engine=fsdp2", "train.precision=bf16", world=2)
+    found = losses(tmp_path / "runs" / "run")
+    assert found == pytest.approx(plain_losses(), abs=0.05)
+    assert found != pytest.approx(plain_losses(), abs=1e-5)

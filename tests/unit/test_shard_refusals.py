@@ -1,0 +1,102 @@
+"""What a sharded model refuses, and what ``shard`` does; one process alone."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ciuic_dist as cd
+from ciuic_dist.sharding.registry import sharded_of
+from tests.dist.models import Frozen, Stack
+
+
+def test_a_converted_parameter_is_named() -> None:
+    model = cd.shard(Stack())
+    for flat in sharded_of(model).flats:
+        flat.check_attached()
+    model.blocks[1].double()  # type: ignore[index, operator, union-attr]
+    with pytest.raises(RuntimeError, match=r"blocks\.1\..* was moved or converted after"):
+        for flat in sharded_of(model).flats:
+            flat.check_attached()
+
+
+def test_an_unfrozen_parameter_is_named() -> None:
+    model = cd.shard(Frozen())
+    for flat in sharded_of(model).flats:
+        flat.check_attached()
+    model.requires_grad_(True)
+    with pytest.raises(RuntimeError, match=r"blocks\..* was unfrozen after"):
+        for flat in sharded_of(model).flats:
+            flat.check_attached()
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_parts_of_a_sharded_model_are_sharded_already(stage: int) -> None:
+    first, second = Stack(), Stack()
+    second.blocks[0] = first.blocks[0]
+    second.last.weight = first.last.weight
+    cd.shard(first, stage=stage)
+    for other in (second, nn.Sequential(first), first.blocks[0]):
+        with pytest.raises(ValueError, match="sharded already"):
+            cd.shard(other, stage=stage)
+
+
+def test_copies_and_pickles_are_refused() -> None:
+    model = cd.shard(Stack())
+    for part in (model, model.blocks[0], [model]):  # type: ignore[index]
+        with pytest.raises(RuntimeError, match=r"copy it before cd\.shard"):
+            copy.deepcopy(part)
+        with pytest.raises(RuntimeError, match=r"cd\.save"):
+            pickle.dumps(part)
+
+
+def test_loading_a_state_dict_is_refused() -> None:
+    model = cd.shard(Stack())
+    with pytest.raises(RuntimeError, match=r"load before cd\.shard"):
+        model.load_state_dict(Stack().state_dict())
+    assert model.state_dict().keys() == cd.full_state_dict(model).keys()  # memory is there all the time
+
+
+def test_a_model_that_nobody_needs_goes() -> None:
+    model = cd.shard(Stack())
+    optimizer = cd.AdamW(model.parameters())
+    model(torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+    traces = [weakref.ref(model), weakref.ref(sharded_of(model))]
+    del model, optimizer
+    gc.collect()
+    assert [trace() for trace in traces] == [None, None]
+
+
+def test_parameters_without_elements_are_a_unit_like_others() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nothing = nn.Parameter(torch.empty(0, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum() + self.nothing.sum()
+
+    model = cd.shard(Empty())
+    optimizer = cd.AdamW(model.parameters())
+    model(torch.ones(2)).backward()
+    optimizer.step()
+    assert cd.full_state_dict(model)["nothing"].shape == (0, 3)
+
+
+def test_batch_norms_keep_their_dtype_in_bf16() -> None:
+    block = nn.Sequential(nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.ReLU())
+    model = cd.shard(nn.Sequential(block, copy.deepcopy(block)), mixed_precision="bf16")
+    output = model(torch.randn(2, 4, 8))
+    output.float().square().sum().backward()
+    assert output.dtype == model[0][0].weight.dtype == torch.bfloat16  # type: ignore[index]
+    assert model[0][1].weight.dtype == model[0][1].running_mean.dtype == torch.float32  # type: ignore[index]
+    assert all(any(flat.touched) for flat in sharded_of(model).flats)
+    model.eval()
+    assert model(torch.randn(2, 4, 8)).isfinite().all()
