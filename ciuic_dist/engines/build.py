@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
 from ciuic_dist.engines.base import Engine
@@ -26,11 +29,25 @@ def build(config: EngineConfig, model: nn.Module, *, optimizer: OptimizerConfig,
     if train.compile:
         for unit in find_units(model):
             if unit.name:
-                # Its forward alone: hooks, the engine's business, run uncompiled around it.
-                unit.module.forward = torch.compile(unit.module.forward)
+                unit.module.forward = _compiled(unit.module.forward)
     make: Any = getattr(import_module(f"ciuic_dist.engines.{config.name}"), _ENGINES[config.name])
     engine: Engine = make(model, engine=config, optimizer=optimizer, train=train)
     return engine
+
+
+def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's ``forward`` compiled; hooks, the engine's business, run as they are around it.
+
+    Uncompiled where an engine watches the operators: the compiler, refusing once, would refuse ever after.
+    """
+    compiled = torch.compile(forward)
+
+    @wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        watched = _get_current_dispatch_mode() is not None
+        return (forward if watched else compiled)(*args, **kwargs)
+
+    return call
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NoReturn
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ciuic_dist.sharding.registry import home_of
 
 
 def guard(model: nn.Module, *, releases: bool) -> None:
@@ -17,6 +22,7 @@ def guard(model: nn.Module, *, releases: bool) -> None:
         if releases:
             module.register_state_dict_pre_hook(_refuse_reading)
         vars(module)["__reduce_ex__"] = _refuse_copy  # what copy.deepcopy and pickle ask the instance for
+    _watch_optimizers()
 
 
 def _refuse_loading(*_: Any) -> NoReturn:
@@ -39,3 +45,21 @@ def _refuse_copy(protocol: int) -> NoReturn:
         "a sharded model can't be copied or pickled: copy it before cd.shard; cd.full_state_dict(model) and "
         "cd.save give its values"
     )
+
+
+@cache
+def _watch_optimizers() -> None:
+    register_optimizer_step_pre_hook(_refuse_strangers)
+
+
+def _refuse_strangers(optimizer: Optimizer, *_: Any) -> None:
+    """Another optimizer would find no gradients, and do nothing without a word."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            home = home_of(parameter)
+            if home is not None and optimizer not in home.sharded.optimizers:
+                kind = type(optimizer).__name__
+                raise RuntimeError(
+                    f"{kind} can't step the parameters of a sharded model: use cd.AdamW(model.parameters(), ...) or "
+                    f"cd.paged(torch.optim.{kind}, model.parameters(), ...)"
+                )

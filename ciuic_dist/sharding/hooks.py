@@ -8,8 +8,10 @@ a callback at the end of the backward does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +35,24 @@ def install(sharded: Sharded) -> None:
         unit.module.register_forward_hook(partial(hooks.after_forward, unit), with_kwargs=False)
         for flat in unit.trainable:
             for index, parameter in enumerate(flat.parameters):
-                parameter.register_post_accumulate_grad_hook(partial(hooks.take_gradient, unit, flat, index))
+                parameter.register_post_accumulate_grad_hook(_taking(hooks, unit, flat, index))
     if not sharded.units[-1].is_root:  # every parameter belongs to a block
         sharded.module.register_forward_pre_hook(hooks.before_model, prepend=True)
     if sharded.exchange.gathers:
         _gather_on_direct_calls(sharded)
     sharded.module.register_forward_hook(hooks.after_model, always_call=True)
+
+
+def _taking(hooks: _Hooks, unit: Unit, flat: Flat, index: int) -> Callable[[Tensor], None]:
+    """``take_gradient`` by weak references: the garbage collector doesn't see what a parameter's hook holds."""
+    taker, of_unit, of_flat = ref(hooks), ref(unit), ref(flat)
+
+    def take(parameter: Tensor) -> None:
+        living, unit, flat = taker(), of_unit(), of_flat()
+        if living is not None and unit is not None and flat is not None:
+            living.take_gradient(unit, flat, index, parameter)
+
+    return take
 
 
 def _gather_on_direct_calls(sharded: Sharded) -> None:

@@ -42,7 +42,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def extras(path: Path) -> Any:
     model = cd.shard(nn.Linear(64, 64))
-    numbers = {str(i): (i, rank()) for i in range(4)}
+    numbers: dict[str, Any] = {str(i): (i, rank()) for i in range(4)}
     cd.save(path, model=model, tensor=torch.full((3,), float(rank())), **numbers)
     return cd.load(path, model=model)
 
@@ -76,9 +76,9 @@ def extra_state(path: Path) -> int:
     for _ in range(3):
         model(torch.ones(2, 8))
     cd.save(path, model=model)
-    other = cd.shard(nn.Sequential(Counting(), Counting()))
-    cd.load(path, model=other)
-    return len(other[0].seen) + len(other[1].seen)
+    counting = Counting(), Counting()
+    cd.load(path, model=cd.shard(nn.Sequential(*counting)))
+    return sum(len(module.seen) for module in counting)
 
 
 def test_extra_state_of_modules_comes_back(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One training in two ways: sharded over the ranks, and in plain PyTorch in one process that takes all ranks' samples."""
+"""One training in two ways: sharded over the ranks, and in plain PyTorch in one process with all ranks' samples."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for p in group["params"]:
                 p.sub_(p.grad * (group["lr"] * p.norm() / p.grad.norm()))
@@ -57,8 +57,7 @@ def test_the_kernel_does_not_matter(option: str) -> None:
 
 def test_complex_parameters_train_as_in_torch() -> None:
     torch.manual_seed(0)
-    model = Complex()
-    plain = Complex()
+    model, plain = Complex(), Complex()
     plain.load_state_dict(model.state_dict())
     cd.shard(model)
     for m, optimizer in ((plain, torch.optim.AdamW(plain.parameters())), (model, cd.AdamW(model.parameters()))):
@@ -75,7 +74,9 @@ def test_real_parameters_are_fused() -> None:
 
 
 def test_a_group_of_another_sharded_model_trains_with_it() -> None:
-    first, second = cd.shard(nn.Linear(8, 8)), cd.shard(nn.Linear(8, 8))
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    for model in (first, second):
+        cd.shard(model)
     optimizer = cd.AdamW(first.parameters(), lr=0.1)
     optimizer.add_param_group({"params": second.parameters(), "lr": 0.2})
     before = second.weight.detach().clone()
