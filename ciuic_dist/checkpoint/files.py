@@ -16,8 +16,8 @@ from torch import nn
 from ciuic_dist.checkpoint import entries
 from ciuic_dist.checkpoint.folder import find_complete, whole_or_absent
 from ciuic_dist.checkpoint.pieces import LoadPlanner, SavePlanner
-from ciuic_dist.checkpoint.together import together
 from ciuic_dist.comm.groups import world_size
+from ciuic_dist.comm.together import together
 from ciuic_dist.optim.paged import PagedOptimizer
 from ciuic_dist.sharding.registry import sharded_of
 

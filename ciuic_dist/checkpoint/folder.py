@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from ciuic_dist.checkpoint.together import on_rank_zero, together
+from ciuic_dist.comm.together import on_rank_zero, together
 
 _METADATA = ".metadata"  # torch.distributed.checkpoint writes it last
 

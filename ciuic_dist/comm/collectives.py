@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ciuic_dist.comm.errors import PeerLost
-from ciuic_dist.comm.groups import rank, timeout_seconds, world_size
+from ciuic_dist.comm.groups import control_group, rank, timeout_seconds, world_size
 
 # torch 2.13 renamed them.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -52,7 +52,8 @@ def start_gather(full: Tensor, shard: Tensor, purpose: str) -> Flight:
     slices = full.chunk(world_size())
     if slices[rank()].data_ptr() != shard.data_ptr():
         slices[rank()].copy_(shard)
-    return Flight(purpose, [dist.broadcast(part, owner, async_op=True) for owner, part in enumerate(slices)])
+    raw = [part.view(torch.uint8) for part in slices]  # Gloo doesn't know every dtype
+    return Flight(purpose, [dist.broadcast(part, owner, async_op=True) for owner, part in enumerate(raw)])
 
 
 def start_exchange(full: Tensor, purpose: str, group: dist.ProcessGroup) -> Flight:
@@ -72,11 +73,11 @@ def start_all_reduce(full: Tensor, purpose: str, group: dist.ProcessGroup) -> Fl
     return Flight(purpose, [dist.all_reduce(full, group=group, async_op=True)], [full])
 
 
-def all_reduce(values: Tensor, operation: Any = dist.ReduceOp.SUM, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Combine a small tensor over the ranks in place; returns it."""
+def all_reduce(values: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+    """Combine a small CPU tensor over the ranks in place; returns it."""
     if world_size() > 1:
         try:
-            dist.all_reduce(values, op=operation, group=group)
+            dist.all_reduce(values, op=operation, group=control_group())
         except RuntimeError as error:
             raise PeerLost(f"rank {rank()} lost its peers while agreeing on a value: {error}") from error
     return values

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import nn
 
 from ciuic_dist import data
-from ciuic_dist.checkpoint.together import on_rank_zero
 from ciuic_dist.comm import groups
 from ciuic_dist.comm.agreement import agree
+from ciuic_dist.comm.together import on_rank_zero
 from ciuic_dist.config import Config, to_mapping
 from ciuic_dist.engines.build import build as build_engine
 from ciuic_dist.loop.folder import RunFolder

@@ -57,7 +57,7 @@ def _refuse_strangers(optimizer: Optimizer, *_: Any) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             home = home_of(parameter)
-            if home is not None and optimizer not in home.sharded.optimizers:
+            if home is not None and id(optimizer) not in map(id, home.sharded.optimizers):
                 kind = type(optimizer).__name__
                 raise RuntimeError(
                     f"{kind} can't step the parameters of a sharded model: use cd.AdamW(model.parameters(), ...) or "

@@ -149,6 +149,8 @@ class Sharded:
 
     def check(self) -> None:
         """Raise RuntimeError where parameters are not what the optimizer and the other ranks take them for."""
+        for flat in self.flats:
+            flat.check_attached()
         self.versions.check()
 
     def usage(self) -> int:

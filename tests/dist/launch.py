@@ -60,10 +60,9 @@ class Ranks:
             if not ready:
                 self.kill()
                 outcomes |= {rank: Outcome(error="did not come back and was killed") for rank in waiting.values()}
-            for pipe in ready:
-                assert isinstance(pipe, Connection)
-                outcome = self._receive(waiting[pipe])
-                outcomes[waiting[pipe]] = outcome
+            for end in ready:
+                assert isinstance(end, Connection)
+                outcome = outcomes[waiting[end]] = self._receive(waiting[end])
                 if outcome.error is not None and self.alive:
                     deadline = min(deadline, time.monotonic() + GRACE)
         if any(outcome.error is not None for outcome in outcomes.values()):

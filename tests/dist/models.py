@@ -85,7 +85,7 @@ def with_adapters() -> nn.Module:
     """LoRA by peft, dropout off."""
     import peft
 
-    adapted: nn.Module = peft.get_peft_model(  # type: ignore[assignment]
+    adapted: nn.Module = peft.get_peft_model(
         Stack(), peft.LoraConfig(target_modules=["up", "down"], r=3, lora_dropout=0.0, init_lora_weights=False)
     )
     return adapted
@@ -95,7 +95,8 @@ class Twice(Stack):
     """Every block is used twice, the first one also at the end."""
 
     def run(self, x: Tensor) -> Tensor:
-        return super().run(super().run(x)) + self.blocks[0](x)
+        y: Tensor = super().run(super().run(x)) + self.blocks[0](x)
+        return y
 
 
 class Choosy(Stack):
@@ -106,7 +107,7 @@ class Choosy(Stack):
         self.spare = nn.Linear(12, 12)
         self.blocks.append(Block())
 
-    def forward(self, x: Tensor, use: tuple[bool, ...]) -> Tensor:
+    def forward(self, x: Tensor, use: tuple[bool, ...] = (True,) * 3) -> Tensor:
         y = self.first(x)
         for block, used in zip(self.blocks, use, strict=False):
             y = block(y) if used else y
@@ -134,7 +135,7 @@ class Routed(Stack):
     def __init__(self) -> None:
         super().__init__(make_block=Experts)
 
-    def forward(self, x: Tensor, use: tuple[bool, ...]) -> Tensor:
+    def forward(self, x: Tensor, use: tuple[bool, ...] = (True,) * 3) -> Tensor:
         y = self.first(x)
         for block in self.blocks:
             y = block(y, use)
@@ -179,10 +180,8 @@ class Nested(Stack):
         self.kind = kind
 
     def forward(self, x: Tensor) -> Any:
-        last = self.run(self.first(x))
-        hidden = {InDict: lambda: last["deep"][0], InTuple: lambda: last[0], InDataclass: lambda: last.hidden}[
-            self.kind
-        ]()
+        last: Any = self.run(self.first(x))
+        hidden = last["deep"][0] if self.kind is InDict else last[0] if self.kind is InTuple else last.hidden
         y = self.last(hidden)
         return {InDict: {"y": y}, InTuple: (y, hidden), InDataclass: Output(y, (hidden,))}[self.kind]
 
@@ -191,9 +190,10 @@ class Borrowing(Stack):
     """Blocks and the root read weights of blocks that are not running."""
 
     def run(self, x: Tensor) -> Tensor:
-        for block, other in zip(self.blocks, (*self.blocks[1:], self.blocks[0]), strict=True):
+        blocks: list[Any] = list(self.blocks)
+        for block, other in zip(blocks, (*blocks[1:], blocks[0]), strict=True):
             x = block(x) + functional.linear(x, other.down.weight @ other.up.weight)
-        return functional.linear(x, self.blocks[1].up.weight.t() @ self.blocks[1].up.weight)
+        return functional.linear(x, blocks[1].up.weight.t() @ blocks[1].up.weight)
 
 
 class Borrower(Block):
@@ -296,4 +296,5 @@ class Sums(nn.Module):
         x = self.table(indices)
         for block in self.blocks:
             x = block(x)
-        return x.square().mean()
+        mean: Tensor = x.square().mean()
+        return mean

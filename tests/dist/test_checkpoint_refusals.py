@@ -12,7 +12,7 @@ from torch import nn
 
 import ciuic_dist as cd
 from ciuic_dist.checkpoint.folder import whole_or_absent
-from ciuic_dist.checkpoint.together import on_rank_zero
+from ciuic_dist.comm.together import on_rank_zero
 from ciuic_dist.comm.groups import rank
 from tests.dist.launch import launch
 from tests.dist.models import Stack

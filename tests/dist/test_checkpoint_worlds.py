@@ -42,14 +42,15 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> l
     return losses
 
 
-def made_for(options: dict[str, Any], seed: int = 0) -> nn.Module:
-    """A model of mixed dtypes, unless the engine is to compute in one."""
-    return made(Task(make=models.Stack if options.get("mixed_precision") else models.Mixed), seed)
+def made_for(optimizer: str, options: dict[str, Any], seed: int = 0) -> nn.Module:
+    """A model of mixed dtypes, unless the engine computes in one, or torch loads fp32 scalars in the parameter's."""
+    alike = options.get("mixed_precision") or optimizer == "nadam"
+    return made(Task(make=models.Stack if alike else models.Mixed), seed)
 
 
 def start(path: Path, stage: int, optimizer: str, options: dict[str, Any]) -> Found:
     """Two steps, a checkpoint, two steps more."""
-    model = cd.shard(made_for(options), stage=stage, **options)
+    model = cd.shard(made_for(optimizer, options), stage=stage, **options)
     stepping = OPTIMIZERS[optimizer](model.parameters())
     train(model, stepping, range(2))
     cd.save(path, model=model, optimizer=stepping, step=2)
@@ -58,7 +59,7 @@ def start(path: Path, stage: int, optimizer: str, options: dict[str, Any]) -> Fo
 
 def go_on(path: Path, stage: int, optimizer: str, options: dict[str, Any], then: Path | None = None) -> Found:
     """Load, perhaps save again, two steps."""
-    model = cd.shard(made_for(options, seed=99), stage=stage, **options)
+    model = cd.shard(made_for(optimizer, options, seed=99), stage=stage, **options)
     stepping = OPTIMIZERS[optimizer](model.parameters(), lr=77.0)
     assert cd.load(path, model=model, optimizer=stepping) == {"step": 2}
     if then is not None:

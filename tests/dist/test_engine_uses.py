@@ -159,7 +159,7 @@ def test_a_write_to_a_parameter_is_noticed() -> None:
     assert all("first.weight was written to" in message for message in launch(write_to_a_parameter))
 
 
-ARGUMENTS = {
+ARGUMENTS: dict[str, tuple[type[Exception], dict[str, Any]]] = {
     "stage": (ValueError, {"stage": 4}),
     "precision": (ValueError, {"mixed_precision": "fp4"}),
     "units": (ValueError, {"units": ["Blok"]}),
@@ -191,7 +191,8 @@ def test_training_goes_on_after_a_forward_that_raised(shared: bool) -> None:
 
 def call_a_part() -> bool:
     """A part of the model called by itself, outside the model's own forward."""
-    model, plain = cd.shard(made(Task())), made(Task())
+    model: Any = cd.shard(made(Task()))
+    plain: Any = made(Task())
     x = Sample(0, 0, 0).inputs(4, 12)
     with torch.no_grad():
         return torch.equal(model.blocks[1](x), plain.blocks[1](x)) and torch.equal(model.last(x), plain.last(x))

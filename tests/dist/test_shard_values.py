@@ -144,6 +144,31 @@ def test_a_rank_that_can_make_no_socket_does_not_hang_the_others() -> None:
     assert found == [CollectiveExchange, CollectiveExchange]
 
 
+class Empty(nn.Module):
+    """Its only parameter has no elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.empty(0, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum() + self.nothing.sum()
+
+
+def train_nothing() -> dict[str, Any]:
+    model = cd.shard(Empty())
+    optimizer = cd.AdamW(model.parameters())
+    model(torch.ones(2)).backward()
+    optimizer.step()
+    return cd.full_state_dict(model)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_unit_without_elements_is_one_like_others(shared: bool) -> None:
+    first, _ = launch(train_nothing, shared=shared)
+    assert first["nothing"].shape == (0, 3)
+
+
 def mapped_and_open() -> tuple[int, int]:
     """How many maps of pools there are, and how many open files."""
     maps = Path("/proc/self/maps").read_text().count("ciuic-pool")

@@ -36,7 +36,7 @@ def test_boxes_tile_a_range(shape: tuple[int, ...], data: st.DataObject) -> None
     start = data.draw(st.integers(0, total))
     stop = data.draw(st.integers(start, total))
     source = torch.arange(total).view(shape)
-    rebuilt = []
+    rebuilt: list[int] = []
     for box in boxes(shape, start, stop):
         assert box.start == len(rebuilt)
         part = source

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import ciuic_dist as cd
 from ciuic_dist.sharding.registry import sharded_of
@@ -74,22 +74,6 @@ def test_a_model_that_nobody_needs_goes() -> None:
     gc.collect()
     assert trace() is None
     assert inner_trace() is None
-
-
-def test_parameters_without_elements_are_a_unit_like_others() -> None:
-    class Empty(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.nothing = nn.Parameter(torch.empty(0, 3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x.sum() + self.nothing.sum()
-
-    model = cd.shard(Empty())
-    optimizer = cd.AdamW(model.parameters())
-    model(torch.ones(2)).backward()
-    optimizer.step()
-    assert cd.full_state_dict(model)["nothing"].shape == (0, 3)
 
 
 def test_batch_norms_keep_their_dtype_in_bf16() -> None:

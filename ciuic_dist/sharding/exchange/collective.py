@@ -106,7 +106,7 @@ class CollectiveExchange:
         written = [flag for flat in self._reduced for flag in flat.written]
         if written:
             flags = torch.tensor(written, dtype=torch.uint8)
-            agreed = iter(collectives.all_reduce(flags, dist.ReduceOp.MAX, self._reducing).tolist())
+            agreed = iter(collectives.all_reduce(flags, dist.ReduceOp.MAX).tolist())
             for flat in self._reduced:
                 flat.touched = [bool(next(agreed)) or touched for touched in flat.touched]  # each takes its flag
                 flat.clear_written()
