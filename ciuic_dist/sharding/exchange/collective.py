@@ -119,10 +119,12 @@ class CollectiveExchange:
         """The next gather brings the new shards."""
 
     def usage(self) -> int:
-        """Bytes of shards and of full forms that are there now, and of kept landings."""
+        """Bytes of shards, of full forms that are there now, of reductions under way and of kept landings."""
         shards = sum(flat.shard.nbytes for flat in self._flats) if self._stage == 3 else 0
         full = sum(flat.full.untyped_storage().nbytes() for flat in self._flats)
-        return shards + full + sum(buffer.nbytes for buffer in self._kept.values())
+        buffers = {id(buffer): buffer.nbytes for _, flight in self._reduces for buffer in flight.buffers}
+        kept = {id(buffer): buffer.nbytes for buffer in self._kept.values()}
+        return shards + full + sum((buffers | kept).values())
 
     def close(self) -> None:
         """The process group is the caller's."""
