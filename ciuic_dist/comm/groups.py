@@ -101,15 +101,16 @@ def control_group() -> dist.ProcessGroup:
 
     Collective at the first call. Raises RuntimeError where there is no default group.
     """
-    if dist.group.WORLD is None:
+    world = dist.group.WORLD
+    if world is None:
         raise RuntimeError("this process is alone: there is no group of ranks")
-    return _able_on_cpu(dist.group.WORLD)
+    # Only a name is remembered: a group that outlives destroy_process_group is torn down as the interpreter ends,
+    # when its threads can no longer take the interpreter's lock, and the process aborts.
+    return world if torch.device("cpu") in world._device_types else _gloo_beside(world.group_name)
 
 
 @lru_cache(maxsize=1)
-def _able_on_cpu(world: dist.ProcessGroup) -> dist.ProcessGroup:
-    if torch.device("cpu") in world._device_types:
-        return world
+def _gloo_beside(_: str) -> dist.ProcessGroup:
     return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds())))
 
 
