@@ -12,15 +12,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from ciuic_dist.checkpoint.pieces import BoxedPiece
-from ciuic_dist.optim.paged import PagedOptimizer
+from ciuic_dist.checkpoint.pieces import BoxedPiece, room_for
+from ciuic_dist.comm.groups import device
+from ciuic_dist.optim.paged import PagedOptimizer, StateValues
 from ciuic_dist.sharding.registry import sharded_of
+from ciuic_dist.sharding.values import read_piece, write_piece
 
 _EXTRA_STATE = "_extra_state"  # as torch names it in state dicts
 
@@ -31,8 +34,8 @@ def model_entries(model: nn.Module) -> dict[str, Any]:
     for flat in sharded_of(model).flats:
         for piece in flat.pieces():
             slot = flat.layout.slots[piece.index]
-            values = flat.master[piece.shard_offset : piece.shard_offset + piece.numel]
-            entries[f"model.{slot.name}"] = BoxedPiece(slot.shape, piece.start, values)
+            read = partial(read_piece, flat, piece)
+            entries[f"model.{slot.name}"] = BoxedPiece(slot.shape, piece.start, piece.numel, flat.master_dtype, read)
     persistent = model.state_dict(keep_vars=True)
     for name, buffer in model.named_buffers():
         if name in persistent:
@@ -57,10 +60,14 @@ def model_room(model: nn.Module) -> dict[str, Any]:
 
 def install_model(model: nn.Module, read: Mapping[str, Any]) -> None:
     """Make what was read the model's."""
+    for flat in sharded_of(model).flats:
+        with flat.held():
+            for piece in flat.pieces():
+                write_piece(flat, piece, read[f"model.{flat.layout.slots[piece.index].name}"].read())
     for name, entry in model_entries(model).items():
         if isinstance(entry, BoxedPiece):
-            entry.values.copy_(read[name].values)
-        elif isinstance(entry, Tensor):
+            continue
+        if isinstance(entry, Tensor):
             entry.copy_(read[name])
         else:
             path = name.removeprefix("model.").removesuffix(_EXTRA_STATE).removesuffix(".")
@@ -69,7 +76,7 @@ def install_model(model: nn.Module, read: Mapping[str, Any]) -> None:
 
 def _room(entry: Any) -> Any:
     if isinstance(entry, BoxedPiece):
-        return entry.room()
+        return room_for(entry.size(), entry.start, entry.numel, entry.dtype, device())
     return torch.empty_like(entry) if isinstance(entry, Tensor) else None
 
 
@@ -79,8 +86,9 @@ def optimizer_entries(optimizer: PagedOptimizer) -> dict[str, Any]:
     for flat, piece, state in optimizer.piece_states():
         slot = flat.layout.slots[piece.index]
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.dim() and value.numel() == piece.numel:
-                entries[f"optimizer.state.{slot.name}.{key}"] = BoxedPiece(slot.shape, piece.start, value.view(-1))
+            if isinstance(value, StateValues):
+                boxed = BoxedPiece(slot.shape, piece.start, value.numel, value.dtype, value.read)
+                entries[f"optimizer.state.{slot.name}.{key}"] = boxed
             elif piece.start == 0:
                 entries[f"optimizer.scalars.{slot.name}.{key}"] = value
     return entries
@@ -96,7 +104,7 @@ def optimizer_room(optimizer: PagedOptimizer, saved: Mapping[str, Any]) -> dict[
         raise ValueError(f"{len(groups)} parameter groups were saved, {len(optimizer.param_groups)} are here")
     entries: dict[str, Any] = dict.fromkeys(groups)
     by_parameter = _by_parameter(saved)
-    for flat, piece, _ in optimizer.piece_states():
+    for flat, piece in optimizer.places():
         slot = flat.layout.slots[piece.index]
         for name in by_parameter.get(slot.name, {}).values():
             metadata = saved[name]
@@ -105,8 +113,8 @@ def optimizer_room(optimizer: PagedOptimizer, saved: Mapping[str, Any]) -> dict[
             elif name.startswith("optimizer.scalars."):
                 entries[name] = torch.empty(metadata.size, dtype=metadata.properties.dtype)
             else:
-                values = torch.empty(piece.numel, dtype=metadata.properties.dtype, device=flat.device)
-                entries[name] = BoxedPiece(slot.shape, piece.start, values)
+                dtype = metadata.properties.dtype
+                entries[name] = room_for(slot.shape, piece.start, piece.numel, dtype, flat.device)
     return entries
 
 
@@ -114,10 +122,10 @@ def install_optimizer(optimizer: PagedOptimizer, read: Mapping[str, Any]) -> Non
     """Make what was read the optimizer's state and settings."""
     by_parameter = _by_parameter(read)
     states = []
-    for flat, piece, _ in optimizer.piece_states():
+    for flat, piece in optimizer.places():
         names = by_parameter.get(flat.layout.slots[piece.index].name, {})
         entries = {key: read[name] for key, name in names.items()}
-        states.append({key: e.values if isinstance(e, BoxedPiece) else e for key, e in entries.items()})
+        states.append({key: e.read() if isinstance(e, BoxedPiece) else e for key, e in entries.items()})
     settings = [read[f"optimizer.groups.{i}"] for i in range(len(optimizer.param_groups))]
     optimizer.take(states, settings)
 

@@ -58,7 +58,7 @@ def load(path: str | PathLike[str], *, model: nn.Module, optimizer: PagedOptimiz
     entries.install_model(model, room)
     if optimizer is not None:
         entries.install_optimizer(optimizer, room)
-    sharded.update_ends(frozen_too=True)
+    sharded.update_ends()
     extra: dict[str, Any] = room.get("extra", {})
     return extra
 

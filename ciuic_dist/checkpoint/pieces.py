@@ -6,6 +6,7 @@ reads the format, finds whole tensors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,17 +27,17 @@ from ciuic_dist.sharding.layout import Box, boxes
 
 
 class BoxedPiece:
-    """Elements ``start`` onwards of a tensor of ``shape``, held in the 1-D tensor ``values``."""
+    """``numel`` elements from ``start`` on of a tensor of ``shape``; ``read`` gives them when they are needed, 1-D."""
 
-    def __init__(self, shape: tuple[int, ...], start: int, values: Tensor) -> None:
-        self.values = values
+    def __init__(
+        self, shape: tuple[int, ...], start: int, numel: int, dtype: torch.dtype, read: Callable[[], Tensor]
+    ) -> None:
+        self.start = start
+        self.numel = numel
+        self.dtype = dtype
+        self.read = read
         self._shape = torch.Size(shape)
-        self._start = start
-        self._boxes = {torch.Size(b.offsets): b for b in boxes(shape, start, start + values.numel())}
-
-    def room(self) -> BoxedPiece:
-        """The same piece with memory of its own, not yet filled."""
-        return BoxedPiece(self._shape, self._start, torch.empty_like(self.values))
+        self._boxes = {torch.Size(b.offsets): b for b in boxes(shape, start, start + numel)}
 
     def size(self) -> torch.Size:
         """Shape of the whole tensor; the planner compares it with what was saved."""
@@ -46,7 +47,7 @@ class BoxedPiece:
         """The box that begins at ``offsets``, a view."""
         box = self._boxes[torch.Size(offsets or ())]
         count = torch.Size(box.sizes).numel()
-        return self.values[box.start : box.start + count].view(box.sizes)
+        return self.read()[box.start : box.start + count].view(box.sizes)
 
     def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
         return [
@@ -55,7 +56,7 @@ class BoxedPiece:
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
                     chunk=_chunk(box),
-                    properties=TensorProperties.create_from_tensor(self.values),
+                    properties=TensorProperties(dtype=self.dtype),
                     size=self._shape,
                 ),
             )
@@ -65,6 +66,14 @@ class BoxedPiece:
     def chunks(self) -> list[ChunkStorageMetadata]:
         """Where the boxes lie in the whole tensor."""
         return [_chunk(box) for box in self._boxes.values()]
+
+
+def room_for(
+    shape: tuple[int, ...], start: int, numel: int, dtype: torch.dtype, device: torch.device
+) -> BoxedPiece:
+    """A piece with memory of its own, not yet filled."""
+    values = torch.empty(numel, dtype=dtype, device=device)
+    return BoxedPiece(shape, start, numel, dtype, lambda: values)
 
 
 def _chunk(box: Box) -> ChunkStorageMetadata:

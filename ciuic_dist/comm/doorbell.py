@@ -14,7 +14,7 @@ import socket
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
 
@@ -28,6 +28,8 @@ class Bell(IntEnum):
     UPDATED = 1  # written its slice of the shared parameters
     READY = 2  # put the gradients of one more unit in its mailbox
     READ = 3  # read its slice of one more unit's gradients from all mailboxes
+    GATHERED = 4  # brought its slice of one more unit to the device
+    RELEASED = 5  # noted that it needs one more unit no longer
 
 
 class Doorbell:
@@ -67,18 +69,31 @@ class Doorbell:
 
         Raises PeerLost if a peer ends before, or after the timeout; ``purpose`` says what was awaited.
         """
+
+        def late() -> list[int]:
+            return [peer for peer, heard in self._heard.items() if heard[bell] < count]
+
+        self.wait_until_none(
+            late, purpose, lambda peer: f"it has done {self._heard[peer][bell]} of {count} ({bell.name.lower()})"
+        )
+
+    def wait_until_none(self, late: Callable[[], list[int]], purpose: str, state: Callable[[int], str]) -> None:
+        """Sleep until no peer is ``late``, asked at every signal; ``state`` says of a peer where it is, for errors.
+
+        Raises PeerLost as ``wait`` does.
+        """
         self._check_open()
         deadline = time.monotonic() + self._timeout
         self._drain(0.0)
-        while late := [peer for peer, heard in self._heard.items() if heard[bell] < count]:
-            for peer in late:
+        while awaited := late():
+            for peer in awaited:
                 if peer in self._lost:
                     raise PeerLost(f"rank {peer} ended ({self._lost[peer]}) while rank {self._rank} waited {purpose}")
             left = deadline - time.monotonic()
             if left <= 0:
                 raise PeerLost(
-                    f"rank {self._rank} waited {self._timeout:g} s {purpose}; rank {late[0]} has not come: it has done "
-                    f"{self._heard[late[0]][bell]} of {count} ({bell.name.lower()})"
+                    f"rank {self._rank} waited {self._timeout:g} s {purpose}; rank {awaited[0]} has not come: "
+                    f"{state(awaited[0])}"
                 )
             self._drain(left)
 

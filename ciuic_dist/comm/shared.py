@@ -9,30 +9,30 @@ from __future__ import annotations
 import mmap
 import os
 import socket
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 
-import torch
 from torch import Tensor
 
 from ciuic_dist.comm.doorbell import Doorbell, Rendezvous, receive_descriptor, send_descriptor
 from ciuic_dist.comm.groups import gather_objects, rank, timeout_seconds, world_size
 from ciuic_dist.comm.room import available
-
-_HUGE_PAGE = 2 << 20
+from ciuic_dist.memory.mapping import Mapping
 
 
 class SharedPool:
     """One common segment for parameters, one mailbox a rank for gradients, and the doorbell."""
 
-    def __init__(self, common: Tensor, mailboxes: list[Tensor], doorbell: Doorbell) -> None:
-        """``common`` and each of ``mailboxes`` are uint8 tensors over mapped pages, zero at the start."""
+    def __init__(self, common: Mapping, mailboxes: list[Tensor], doorbell: Doorbell) -> None:
+        """``common`` and ``mailboxes`` (uint8) are zero at the start."""
         self.common = common
         self.mailboxes = mailboxes
         self.doorbell = doorbell
 
 
-def open_pool(common_bytes: int, mailbox_bytes: int) -> SharedPool | OSError:
+def open_pool(common_bytes: int, mailbox_bytes: int, used_bytes: int) -> SharedPool | OSError:
     """Map the pool on all ranks of this world, which must be on one host; collective.
+
+    ``used_bytes``: of the common segment, how many have memory at a time.
 
     Returns the first rank's error, on every rank, where the memory or a socket can't be had.
     """
@@ -41,7 +41,7 @@ def open_pool(common_bytes: int, mailbox_bytes: int) -> SharedPool | OSError:
     own: list[int] = []
     with ExitStack() as stack:
         try:
-            _check_room(common_bytes + world * mailbox_bytes)
+            _check_room(used_bytes + world * mailbox_bytes)
             for size in [mailbox_bytes] + ([common_bytes] if me == 0 else []):
                 own.append(_create(size))
                 stack.callback(os.close, own[-1])
@@ -87,17 +87,9 @@ def _map_all(
         mapped = []
         for position, size in enumerate(sizes):
             descriptor = os.dup(own[position]) if owner == me else receive_descriptor(sockets[owner])
-            mapped.append(_map(descriptor, size))
+            mapped.append(Mapping(mmap.mmap(descriptor, max(size, 1)), shared=True))
             os.close(descriptor)
-        mailboxes.append(mapped[0])
+        mailboxes.append(mapped[0].memory)
         if owner == 0:
             common = mapped[1]
     return SharedPool(common, mailboxes, Doorbell(me, sockets, timeout_seconds()))
-
-
-def _map(descriptor: int, size: int) -> Tensor:
-    mapped = mmap.mmap(descriptor, max(size, 1))
-    if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # kernels without huge pages for shared memory
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(mapped, dtype=torch.uint8)

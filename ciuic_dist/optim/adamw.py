@@ -23,8 +23,19 @@ class AdamW(PagedOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        *,
+        in_backward: bool = False,
     ) -> None:
+        """``in_backward``: see ``PagedOptimizer``."""
         groups = normalised(params)
         fused = all(p.is_floating_point() for group in groups for p in group["params"])
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": fused}
-        super().__init__(torch.optim.AdamW, groups, **options)
+        super().__init__(
+            torch.optim.AdamW,
+            groups,
+            in_backward=in_backward,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=fused,
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ciuic_dist.optim.elementwise import check_elementwise
+from ciuic_dist.optim.parts import FlatState, Part, PieceParameter, is_elementwise, piece_parameter
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.layout import Piece
 from ciuic_dist.sharding.registry import home_of
@@ -23,8 +26,13 @@ class PagedOptimizer(Optimizer):
     entries are handed to the inner optimizer at each step.
     """
 
-    def __init__(self, cls: type[Optimizer], params: Iterable[Any], **options: Any) -> None:
+    def __init__(
+        self, cls: type[Optimizer], params: Iterable[Any], *, in_backward: bool = False, **options: Any
+    ) -> None:
         """``cls(params, **options)`` as it would be for a model that isn't sharded.
+
+        ``in_backward``: a unit is updated in the backward as soon as its gradients are reduced, and these are then
+        let go; ``step`` does what is left. That leaves no time to clip, or to look at gradients.
 
         Raises ValueError for parameters that are no sharded model's, or frozen when they were sharded, and
         for an optimizer that looks at more than one element at a time.
@@ -33,13 +41,15 @@ class PagedOptimizer(Optimizer):
         groups = normalised(params)
         self._members = {id(p): _member(p) for group in groups for p in group["params"]}
         self._sharded: list[Sharded] = []
-        inner_groups = [{**group, "params": self._pieces_of(group["params"])} for group in groups]
-        self.inner = cls(inner_groups, **options)
+        self._parts: dict[tuple[int, int], Part] = {}
+        self._flat_states: dict[int, FlatState] = {}
+        self._in_backward = in_backward
+        self.inner = cls([{**group, "params": self._pieces_of(group["params"])} for group in groups], **options)
         super().__init__(groups, dict(self.inner.defaults))
-        self._serve(sharded for sharded, _, _ in self._members.values())
+        self._serve()
 
-    def _pieces_of(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-        return [piece for p in parameters for piece in self._members[id(p)][2]]
+    def _pieces_of(self, parameters: Iterable[nn.Parameter]) -> list[PieceParameter]:
+        return [piece for p in parameters for piece in self._members[id(p)].pieces]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -50,20 +60,33 @@ class PagedOptimizer(Optimizer):
                 loss = closure()
         for sharded in self._sharded:
             sharded.update_begins()
-        self._hand_over()
-        self.inner.step()
-        for piece in self._pieces_of(p for group in self.param_groups for p in group["params"]):
-            piece.grad = None
+        self._sync_groups()
+        for flat in self._flats_in_order():
+            self._step_flat(flat)
         for sharded in self._sharded:
             sharded.update_ends()
         return loss
 
-    def _hand_over(self) -> None:
-        """Give the inner optimizer the groups' present settings and the gradients there are."""
+    def _flats_in_order(self) -> list[Flat]:
+        """In the order in which gradients come, so that what was touched last is still here."""
+        own = {id(part.flat) for part in self._parts.values()}
+        return [flat for sharded in self._sharded for flat in sharded.gradients.order if id(flat) in own]
+
+    def _step_flat(self, flat: Flat) -> None:
+        if any(flat.touched):
+            with flat.held():
+                for low, _ in flat.spans():
+                    if (id(flat), low) in self._parts:
+                        self._parts[id(flat), low].step(self.inner)
+
+    @torch.no_grad()
+    def _consume(self, flat: Flat) -> None:
+        """Update ``flat`` in the backward; its gradients are used up then."""
+        for sharded in self._sharded:
+            sharded.updating |= flat in sharded.flats
         self._sync_groups()
-        for _, flat, pieces in self._members.values():
-            for piece in pieces:
-                piece.grad = flat.gradient_of(piece.place)
+        self._step_flat(flat)
+        flat.zero_grad()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of this optimizer's parameters."""
@@ -84,43 +107,104 @@ class PagedOptimizer(Optimizer):
         if len(self.param_groups) > len(self.inner.param_groups):  # not so in construction
             self._members |= fresh
             self.inner.add_param_group({**self.param_groups[-1], "params": self._pieces_of(group["params"])})
-            self._serve(sharded for sharded, _, _ in fresh.values())
+            self._serve()
 
-    def _serve(self, models: Iterable[Sharded]) -> None:
-        self._sharded = list(dict.fromkeys([*self._sharded, *models]))
+    def _serve(self) -> None:
+        """Sort the pieces into parts, and tell the models that this optimizer is theirs."""
+        self._sharded = list(dict.fromkeys(member.sharded for member in self._members.values()))
+        self._parts.clear()
+        for number, group in enumerate(self.inner.param_groups):
+            for piece in group["params"]:
+                self._part_of(piece).groups[number].append(piece)
         for sharded in self._sharded:
             sharded.optimizers.add(self)
+        for flat in self._flats_in_order():
+            whole = all(id(parameter) in self._members for parameter in flat.parameters)
+            flat.consume = partial(self._consume, flat) if self._in_backward and whole else None
+        self._put_state_away()
+
+    def _put_state_away(self) -> None:
+        """What the inner optimizer made in its construction, or was given, goes into pages where there are any."""
+        for part in self._parts.values():
+            with part.open_state(self.inner, dirty=True):
+                pass
+
+    def _part_of(self, piece: PieceParameter) -> Part:
+        flat = piece.flat
+        low, high = next(span for span in flat.spans() if span[0] <= piece.place.shard_offset < span[1])
+        if (id(flat), low) not in self._parts:
+            state = self._flat_states.setdefault(id(flat), FlatState(flat))
+            self._parts[id(flat), low] = Part(flat, low, high, state, len(self.inner.param_groups))
+        return self._parts[id(flat), low]
+
+    def places(self) -> list[tuple[Flat, Piece]]:
+        """Of each parameter that this rank has a piece of: its flat, and the piece, however many spans it lies in."""
+        return [(member.flat, member.place) for member in self._members.values() if member.pieces]
 
     def piece_states(self) -> list[tuple[Flat, Piece, dict[str, Any]]]:
-        """For each piece on this rank: its flat, its place and the inner optimizer's state."""
-        return [
-            (flat, piece.place, self.inner.state.get(piece, {}))
-            for _, flat, pieces in self._members.values()
-            for piece in pieces
-        ]
+        """The same with the inner optimizer's state; what has one value an element as a ``StateValues``."""
+        return [(m.flat, m.place, self._state_of(m)) for m in self._members.values() if m.pieces]
+
+    def _state_of(self, member: _Member) -> dict[str, Any]:
+        first = member.pieces[0]
+        return {
+            key: StateValues(member.place.numel, value.dtype, partial(self._read_state, member, key))
+            if is_elementwise(value, first)
+            else value
+            for key, value in self.inner.state.get(first, {}).items()
+        }
+
+    def _read_state(self, member: _Member, key: str) -> Tensor:
+        if member.flat.paging is None:
+            whole: Tensor = self.inner.state[member.pieces[0]][key]
+            return whole
+        found = []
+        for piece in member.pieces:
+            with self._part_of(piece).open_state(self.inner, dirty=False):
+                found.append(self.inner.state[piece][key].clone())
+        return torch.cat(found)
 
     def settings(self) -> list[dict[str, Any]]:
         """Each group's settings."""
         return [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
 
     def take(self, states: list[dict[str, Any]], settings: list[dict[str, Any]]) -> None:
-        """Take back what ``piece_states`` and ``settings`` gave, with torch's rules for dtypes and devices."""
-        groups = self.state_dict()["param_groups"]
+        """Take a state for each of ``places``, and ``settings``, with torch's rules for dtypes and devices."""
+        groups = self.inner.state_dict()["param_groups"]
+        numbers = {piece: number for number, piece in enumerate(self._inner_pieces())}
+        cut = {}
+        for member, state in zip((m for m in self._members.values() if m.pieces), states, strict=True):
+            for piece in member.pieces if state else ():
+                cut[numbers[piece]] = {key: _cut(value, member.place, piece.place) for key, value in state.items()}
         self.load_state_dict(
-            {
-                "state": {index: state for index, state in enumerate(states) if state},
-                "param_groups": [here | saved for here, saved in zip(groups, settings, strict=True)],
-            }
+            {"state": cut, "param_groups": [here | saved for here, saved in zip(groups, settings, strict=True)]}
         )
 
+    def _inner_pieces(self) -> list[PieceParameter]:
+        return [piece for group in self.inner.param_groups for piece in group["params"]]
+
     def state_dict(self) -> dict[str, Any]:
-        """This rank's state, in the usual form; ``load_state_dict`` takes it on the same rank of an equal world."""
+        """This rank's state, in the usual form; ``load_state_dict`` takes it on the same rank of an equal world.
+
+        All of it at once in memory, whatever the budget: ``cd.save`` needs no more than a piece.
+        """
         self._sync_groups()
-        return self.inner.state_dict()
+        state = self.inner.state_dict()
+        pieces = self._inner_pieces()
+        for number, values in state["state"].items():
+            piece = pieces[number]
+            if piece.flat.paging is not None:
+                with self._part_of(piece).open_state(self.inner, dirty=False):
+                    opened = self.inner.state[piece]
+                    state["state"][number] = {
+                        key: opened[key].clone() if is_elementwise(value, piece) else value
+                        for key, value in values.items()
+                    }
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what ``state_dict`` gave. Raises ValueError for another world's; ``cd.load`` takes those."""
-        pieces = [piece for group in self.inner.param_groups for piece in group["params"]]
+        pieces = self._inner_pieces()
         for index, state in state_dict["state"].items():
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.dim() and value.numel() != pieces[index].numel():
@@ -128,27 +212,55 @@ class PagedOptimizer(Optimizer):
                         f"{key} of parameter piece {index} has {value.numel()} elements where this rank keeps "
                         f"{pieces[index].numel()}: it was saved by another rank or world; use cd.save and cd.load"
                     )
+        for state in self._flat_states.values():
+            state.paged.clear()
         self.inner.load_state_dict(state_dict)
+        self._put_state_away()
         for inner, outer in zip(self.inner.param_groups, self.param_groups, strict=True):
             outer.update({key: value for key, value in inner.items() if key != "params"})
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state on this rank."""
         tensors = (value for state in self.inner.state.values() for value in state.values())
-        return sum(value.nbytes for value in tensors if isinstance(value, Tensor))
+        return sum(value.nbytes for value in tensors if isinstance(value, Tensor) and not value.is_meta)
 
     def _sync_groups(self) -> None:
         for inner, outer in zip(self.inner.param_groups, self.param_groups, strict=True):
             inner.update({key: value for key, value in outer.items() if key != "params"})
 
 
-class PieceParameter(nn.Parameter):
-    """A piece as the inner optimizer sees it: a 1-D view of the master, which knows its place."""
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A parameter of the model, and this rank's pieces of it."""
 
-    place: Piece
+    sharded: Sharded
+    flat: Flat
+    pieces: list[PieceParameter]
+
+    @property
+    def place(self) -> Piece:
+        """All pieces as one."""
+        first, last = self.pieces[0].place, self.pieces[-1].place
+        return Piece(first.index, first.start, last.stop, first.shard_offset)
 
 
-def _member(parameter: Any) -> tuple[Sharded, Flat, list[PieceParameter]]:
+@dataclass(frozen=True, slots=True)
+class StateValues:
+    """State with one value for each of ``numel`` elements; ``read`` gives them, 1-D."""
+
+    numel: int
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+
+def _cut(value: Any, whole: Piece, part: Piece) -> Any:
+    """State of the piece ``whole`` as it is for ``part`` of it."""
+    if isinstance(value, Tensor) and value.dim() > 0 and value.numel() == whole.numel:
+        return value[part.start - whole.start :][: part.numel]
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _member(parameter: Any) -> _Member:
     home = home_of(parameter)
     if home is None:
         raise ValueError(
@@ -160,15 +272,13 @@ def _member(parameter: Any) -> tuple[Sharded, Flat, list[PieceParameter]]:
             f"{home.flat.layout.slots[home.index].name} was frozen when the model was sharded: "
             f"unfreeze parameters before cd.shard"
         )
-    pieces = []
-    for place in home.flat.pieces():
-        if place.index == home.index:
-            piece = PieceParameter(
-                home.flat.master[place.shard_offset : place.shard_offset + place.numel], requires_grad=True
-            )
-            piece.place = place
-            pieces.append(piece)
-    return home.sharded, home.flat, pieces
+    pieces = [
+        piece_parameter(home.flat, place)
+        for low, high in home.flat.spans()
+        for place in home.flat.pieces(low, high)
+        if place.index == home.index
+    ]
+    return _Member(home.sharded, home.flat, pieces)
 
 
 def normalised(params: Iterable[Any]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from ciuic_dist.comm.groups import rank, world_size
 from ciuic_dist.models.deferred import recipe_of
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.reset import ResetRecipe
+from ciuic_dist.sharding.values import write_parameter, write_shard
 
 
 def fill(model: nn.Module, flats: Sequence[Flat], device: torch.device) -> None:
@@ -33,8 +34,7 @@ def _fill_from_rank_0(flat: Flat) -> None:
             flat.view(index, source).copy_(parameter.detach())
         parameter.data = parameter.data.new_empty(0)
     _broadcast(source)
-    flat.master.copy_(source[flat.shard_range])
-    flat.refresh_shard()
+    write_shard(flat, source[flat.shard_range])
 
 
 def _fill_from_recipe(model: nn.Module, flats: Sequence[Flat], device: torch.device) -> None:
@@ -45,10 +45,7 @@ def _fill_from_recipe(model: nn.Module, flats: Sequence[Flat], device: torch.dev
     def emit(old: Tensor, real: Tensor) -> None:
         if id(old) in places:
             flat, index = places[id(old)]
-            for piece in flat.pieces():
-                if piece.index == index:
-                    target = flat.master[piece.shard_offset : piece.shard_offset + piece.numel]
-                    target.copy_(real.detach().reshape(-1)[piece.start : piece.stop])
+            write_parameter(flat, index, real.detach())
         for module, name in buffers:
             if old.is_meta and module._buffers[name] is old:
                 module._buffers[name] = real.to(device)
@@ -58,7 +55,6 @@ def _fill_from_recipe(model: nn.Module, flats: Sequence[Flat], device: torch.dev
         for parameter in flat.parameters:
             if not parameter.is_meta:  # a model that is partly on meta keeps the values it has
                 emit(parameter, _broadcast(parameter.detach().to(flat.device, copy=True).contiguous()))
-        flat.refresh_shard()
 
 
 def _share_buffers(model: nn.Module, device: torch.device) -> None:

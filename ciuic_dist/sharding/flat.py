@@ -2,25 +2,54 @@
 
 full       what the model computes with: a view into ``Flat.full``, the unit's parameters end to end.
            On one host all ranks map the same ``full``; between hosts its memory is there only while gathered.
-shard      this rank's equal slice of ``full``; what is gathered.
+shard      this rank's equal slice of ``full``; what is gathered. Under a budget it may be away, in its ``home``.
 master     the shard in the precision the optimizer works in; the shard itself where that is the same.
-piece      the part of one parameter that lies in a shard (or master, or gradient shard).
-landing    a buffer like ``full`` in which this rank's gradients come to lie until they are reduced;
-           ``grad`` is the slice of their mean that this rank keeps, laid out like ``master``.
+gradient   the slice of the ranks' mean gradient that this rank keeps, laid out like the shard.
+span       the elements of a shard that are worked on at once: all of them, or what fits a page of memory.
+piece      the part of one parameter that lies in a shard, or in a span of it.
+landing    a buffer like ``full`` in which this rank's gradients come to lie until they are reduced.
 
 The code uses these words for these things only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ciuic_dist.memory.host import allocate
+from ciuic_dist.sharding.columns import Column, ResidentColumn, opened
 from ciuic_dist.sharding.layout import FlatLayout, Piece
+from ciuic_dist.sharding.masters import Master, ShardMaster, SplitMaster, WideMaster
+from ciuic_dist.sharding.summing import mean_into
+
+
+class Paging(Protocol):
+    """Where a flat's columns live under a budget."""
+
+    def column(self, name: str, numel: int, dtype: torch.dtype) -> Column:
+        """A column of ``numel`` elements; ``name`` is for errors."""
+        ...
+
+    def span_numel(self, itemsize: int) -> int:
+        """Elements of a span whose widest column has ``itemsize`` bytes an element."""
+        ...
+
+
+class Home(Protocol):
+    """Where a shard lives under a budget while the device has no memory for it."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """The shard is on the device while the context lasts."""
+        ...
+
+    def changing(self) -> None:
+        """The shard is about to be written to."""
+        ...
 
 
 class Flat:
@@ -35,8 +64,16 @@ class Flat:
         owner: int,
         compute_dtype: torch.dtype,
         device: torch.device,
+        paging: Paging | None = None,
+        spills: bool = False,
     ) -> None:
-        """``owner`` is which shard of ``layout`` this rank keeps (0 where nothing is sharded)."""
+        """``owner`` is which shard of ``layout`` this rank keeps (0 where nothing is sharded).
+
+        ``stubs`` are the parameters without memory, while their unit is away.
+        ``final``: the gradients that are coming are the step's last, and nothing reads the parameters until the
+        update; ``consume``, where there is one, updates them then and uses the gradients up.
+        Without ``paging`` all columns are resident, and a shard is one span; ``spills``: the shard may be away.
+        """
         self.name = name
         self.parameters = list(parameters)
         self.layout = layout
@@ -45,58 +82,115 @@ class Flat:
         self.trainable = parameters[0].requires_grad
         self.master_dtype = parameters[0].dtype
         self.compute_dtype = compute_dtype
+        self.paging = paging
+        self.spills = spills
+        self.home: Home | None = None
+        self.stubs = self._make_stubs() if spills else []
         self.full: Tensor
         self.shard: Tensor
-        self.master: Tensor
+        self.master: Master
+        self.gradient = self.column("gradient", self.master_dtype)
         self.landing: Tensor | None = None
         self.written = [False] * len(self.parameters)
         self.touched = [False] * len(self.parameters)
-        self._grad: Tensor | None = None
+        self.final = False
+        self.consume: Callable[[], None] | None = None
 
     @property
     def full_bytes(self) -> int:
         """Bytes of the full form."""
         return self.layout.numel * self.compute_dtype.itemsize
 
+    @property
+    def own_bytes(self) -> int:
+        """Bytes this rank keeps between steps besides ``full``, pages apart: master and gradient."""
+        return self.master.nbytes + self.gradient.nbytes
+
+    def column(self, name: str, dtype: torch.dtype) -> Column:
+        """One more value for each element of the shard."""
+        numel = self.layout.shard_numel
+        if self.paging is None:
+            return ResidentColumn(numel, dtype, self.device)
+        return self.paging.column(f"{self.name} {name}", numel, dtype)
+
     def place(self, full: Tensor, shard: Tensor) -> None:
         """Take the memory for the full form and the shard; the master is made here where it differs."""
         self.full, self.shard = full, shard
-        same = self.compute_dtype == self.master_dtype
-        self.master = shard if same else allocate(shard.numel(), self.master_dtype, self.device)
+        if self.compute_dtype == self.master_dtype:
+            self.master = ShardMaster(shard)
+        elif (self.compute_dtype, self.master_dtype) == (torch.bfloat16, torch.float32):
+            self.master = SplitMaster(shard, self.column("low halves", torch.int16))
+        else:
+            self.master = WideMaster(shard, self.column("master", self.master_dtype))
 
     def view(self, index: int, buffer: Tensor) -> Tensor:
         """Parameter ``index`` as it lies in ``buffer``, which is laid out like ``full``."""
         slot = self.layout.slots[index]
         return buffer[slot.offset : slot.offset + prod(slot.shape)].view(slot.shape)
 
-    def pieces(self) -> Iterator[Piece]:
-        """The pieces of this rank's shard."""
-        return self.layout.pieces(self.owner)
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """The shard's spans in order, as (low, high)."""
+        total = self.layout.shard_numel
+        step = total if self.paging is None else self.paging.span_numel(self.master_dtype.itemsize)
+        for low in range(0, total, step):
+            yield low, min(low + step, total)
+
+    def pieces(self, low: int = 0, high: int | None = None) -> Iterator[Piece]:
+        """The pieces of this rank's shard, or of a span of it."""
+        return self.layout.pieces(self.owner, low, self.layout.shard_numel if high is None else high)
 
     @property
     def shard_range(self) -> slice:
         """Where this rank's shard lies in the full form."""
         return slice(self.owner * self.layout.shard_numel, (self.owner + 1) * self.layout.shard_numel)
 
-    @property
-    def grad(self) -> Tensor:
-        """This rank's slice of the mean gradient; only what ``touched`` marks is meaningful. Made at first use."""
-        if self._grad is None:
-            self._grad = allocate(self.layout.shard_numel, self.master_dtype, self.device)
-        return self._grad
+    def held(self) -> AbstractContextManager[None]:
+        """The shard is on the device while the context lasts."""
+        return nullcontext() if self.home is None else self.home.hold()
 
-    def gradient_of(self, piece: Piece) -> Tensor | None:
-        """The reduced gradient of a piece, 1-D; None where no rank had one."""
-        if not self.touched[piece.index]:
-            return None
-        return self.grad[piece.shard_offset : piece.shard_offset + piece.numel]
+    @contextmanager
+    def opened_master(self, low: int, high: int, *, dirty: bool) -> Iterator[Tensor]:
+        """The span's values in the optimizer's precision; the shard follows where they are written to."""
+        with self.held():
+            if dirty and self.home is not None:
+                self.home.changing()
+            values = self.master.open(low, high)
+            try:
+                yield values
+            finally:
+                self.master.close(low, high, values, dirty=dirty)
 
-    def gradients(self) -> Iterator[Tensor]:
-        """The reduced gradients of this rank's pieces."""
-        for piece in self.pieces():
-            gradient = self.gradient_of(piece)
-            if gradient is not None:
-                yield gradient
+    def receive(self, sources: Sequence[Tensor], divisor: int, written: Sequence[bool]) -> None:
+        """Add the mean of the ranks' gradients of this shard; ``written``: of which parameters any rank has one."""
+        if sources:
+            accumulate = any(self.touched)
+            for low, high in self.spans():
+                with opened(self.gradient, low, high, dirty=True) as gradient:
+                    mean_into(gradient, [source[low:high] for source in sources], divisor, accumulate=accumulate)
+        self.touched = [old or new for old, new in zip(self.touched, written, strict=True)]
+
+    def reduced(self) -> None:
+        """``touched`` and the gradient are those of all ranks' backward now."""
+        if self.final and self.consume is not None:
+            self.consume()
+
+    def gradients(self) -> Iterator[tuple[Tensor, int]]:
+        """The reduced gradient of each piece of each span, 1-D, and where it begins in the shard."""
+        for low, high in self.spans():
+            pieces = [piece for piece in self.pieces(low, high) if self.touched[piece.index]]
+            if pieces:
+                with opened(self.gradient, low, high, dirty=False) as gradient:
+                    for piece in pieces:
+                        yield gradient[piece.shard_offset - low :][: piece.numel], piece.shard_offset
+
+    def scale_gradient(self, factor: float) -> None:
+        """Multiply the reduced gradients."""
+        for low, high in self.spans():
+            pieces = [piece for piece in self.pieces(low, high) if self.touched[piece.index]]
+            if pieces:
+                with opened(self.gradient, low, high, dirty=True) as gradient:
+                    for piece in pieces:
+                        gradient[piece.shard_offset - low :][: piece.numel].mul_(factor)
 
     def write_gradient(self, index: int, gradient: Tensor) -> None:
         """Add one parameter's gradient to the landing."""
@@ -125,22 +219,33 @@ class Flat:
         for index in chosen:
             self.touched[index] = self.written[index] = False
         if any(self.touched):  # another optimizer's gradients stay; ours must not be added to
-            for piece in self.pieces():
-                if piece.index in chosen:
-                    self.grad[piece.shard_offset : piece.shard_offset + piece.numel].zero_()
+            for low, high in self.spans():
+                with opened(self.gradient, low, high, dirty=True) as gradient:
+                    for piece in self.pieces(low, high):
+                        if piece.index in chosen:
+                            gradient[piece.shard_offset - low :][: piece.numel].zero_()
+        else:
+            self.gradient.drop()
         if not any(self.written):
             self.landing = None
 
-    def refresh_shard(self) -> None:
-        """After the optimizer has changed the master: round it to what the model computes with."""
-        if self.master is not self.shard:
-            self.shard.copy_(self.master)
+    def attach(self) -> None:
+        """Point the parameters at the full form."""
+        for index, parameter in enumerate(self.parameters):
+            parameter.data = self.view(index, self.full)
+
+    def detach(self) -> None:
+        """Point the parameters at memory that isn't there, so that reading them is an error and not zeros."""
+        for parameter, stub in zip(self.parameters, self.stubs, strict=True):
+            parameter.data = stub
 
     def check_attached(self) -> None:
         """Raise RuntimeError where a parameter was moved out of the full form, or unfrozen, after ``shard``."""
-        home = self.full.untyped_storage()._cdata
+        homes = [self.full.untyped_storage()._cdata]
+        if self.home is not None:
+            homes.append(self.stubs[0].untyped_storage()._cdata)
         for slot, parameter in zip(self.layout.slots, self.parameters, strict=True):
-            if parameter.untyped_storage()._cdata != home:
+            if parameter.untyped_storage()._cdata not in homes:
                 raise RuntimeError(
                     f"{slot.name} was moved or converted after the model was sharded, so the other ranks and the "
                     f"optimizer no longer see it: call .to(), .double() and their like before cd.shard"
@@ -148,8 +253,8 @@ class Flat:
             if parameter.requires_grad and not self.trainable:
                 raise RuntimeError(f"{slot.name} was unfrozen after the model was sharded: unfreeze it before cd.shard")
 
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes this rank keeps between steps besides ``full``: master and gradient shard."""
-        own = 0 if self.master is self.shard else self.master.nbytes
-        return own + (0 if self._grad is None else self._grad.nbytes)
+    def _make_stubs(self) -> list[Tensor]:
+        absent = torch.empty(self.layout.numel, dtype=self.compute_dtype, device=self.device)
+        views = [self.view(index, absent) for index in range(len(self.parameters))]
+        absent.untyped_storage().resize_(0)  # after the views, which can only be made of memory that is there
+        return views

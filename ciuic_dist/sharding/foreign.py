@@ -28,7 +28,7 @@ class ForeignReads:
 
     def start(self, *, training: bool) -> None:
         """A forward of the model begins."""
-        if training not in self._seen and self._mode is None:
+        if (training not in self._seen or self._sharded.spill is not None) and self._mode is None:
             self._seen.add(training)
             self._mode = _Watch(self._sharded)
             self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -47,9 +47,10 @@ class _Watch(TorchDispatchMode):
         self._places: dict[int, list[tuple[int, int, Unit]]] = {}
         for unit in sharded.units:
             for flat in unit.flats:
-                start = int(flat.full.storage_offset()) * flat.full.itemsize
-                place = (start, start + flat.full_bytes, unit)
-                self._places.setdefault(flat.full.untyped_storage()._cdata, []).append(place)
+                for form in (flat.full,) if flat.home is None else (flat.full, flat.stubs[0]):
+                    start = int(form.storage_offset()) * form.itemsize
+                    place = (start, start + flat.full_bytes, unit)
+                    self._places.setdefault(form.untyped_storage()._cdata, []).append(place)
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -120,7 +120,7 @@ class Gathers:
         program = self._program
         if program is not None and program.learned and program.cursor < len(program.units):
             following = program.units[program.cursor]
-            if following.state is UnitState.SHARDED:
+            if following.state is UnitState.SHARDED and self._exchange.has_room(following):
                 program.cursor += 1
                 self._ahead.add(following.index)
                 self._start(following)

@@ -31,6 +31,11 @@ class GradientFlow:
         self._turn = 0
 
     @property
+    def order(self) -> Sequence[Flat]:
+        """The turns, in order."""
+        return self._order
+
+    @property
     def active(self) -> bool:
         """Whether a backward is under way."""
         return self._active

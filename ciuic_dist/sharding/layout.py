@@ -13,6 +13,9 @@ that vector kernels give the same bits; a piece that a shard's edge cuts off sta
 SHARD_MULTIPLE = 128
 """Elements. A shard is a whole number of these, so that collectives and kernels see aligned memory."""
 
+PAGED_SHARD_MULTIPLE = 4096
+"""Elements; the same where shards come and go: then they are whole pages of memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -58,16 +61,22 @@ class FlatLayout:
         """Elements of the flat buffer, padding included."""
         return self.world * self.shard_numel
 
-    def pieces(self, rank: int) -> Iterator[Piece]:
-        """What shard ``rank`` holds, in order; parameters of which it holds nothing are left out."""
-        low, high = rank * self.shard_numel, (rank + 1) * self.shard_numel
+    def pieces(self, rank: int, low: int = 0, high: int | None = None) -> Iterator[Piece]:
+        """What elements ``low`` to ``high`` of shard ``rank`` hold, in order; empty pieces are left out."""
+        origin = rank * self.shard_numel
+        first, last = origin + low, origin + (self.shard_numel if high is None else high)
         for index, slot in enumerate(self.slots):
-            start, stop = max(low, slot.offset), min(high, slot.offset + slot.numel)
+            start, stop = max(first, slot.offset), min(last, slot.offset + slot.numel)
             if start < stop:
-                yield Piece(index, start - slot.offset, stop - slot.offset, start - low)
+                yield Piece(index, start - slot.offset, stop - slot.offset, start - origin)
 
 
-def lay_out(parameters: Sequence[tuple[str, tuple[int, ...]]], world: int, alignment: int = ALIGNMENT) -> FlatLayout:
+def lay_out(
+    parameters: Sequence[tuple[str, tuple[int, ...]]],
+    world: int,
+    alignment: int = ALIGNMENT,
+    shard_multiple: int = SHARD_MULTIPLE,
+) -> FlatLayout:
     """Place parameters, given as (name, shape), one after the other for ``world`` shards."""
     slots: list[Slot] = []
     offset = 0
@@ -75,7 +84,7 @@ def lay_out(parameters: Sequence[tuple[str, tuple[int, ...]]], world: int, align
         slot = Slot(name, shape, offset)
         slots.append(slot)
         offset += round_up(slot.numel, alignment)
-    return FlatLayout(tuple(slots), world, max(round_up(-(-offset // world), SHARD_MULTIPLE), SHARD_MULTIPLE))
+    return FlatLayout(tuple(slots), world, max(round_up(-(-offset // world), shard_multiple), shard_multiple))
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -24,9 +24,10 @@ from ciuic_dist.sharding.fill import fill
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.guards import guard
 from ciuic_dist.sharding.hooks import install
-from ciuic_dist.sharding.layout import lay_out
+from ciuic_dist.sharding.layout import PAGED_SHARD_MULTIPLE, SHARD_MULTIPLE, lay_out
 from ciuic_dist.sharding.registry import is_sharded, register
 from ciuic_dist.sharding.sharded import Sharded
+from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit, UnitState
 from ciuic_dist.sharding.units import UnitRule, UnitSpec, find_units
 
@@ -49,28 +50,34 @@ def shard(
     ``units``: which modules are gathered together: class names, a predicate, or None for the repeated blocks.
     Rank 0's values count; a model on the meta device gets those that its own initialisation would give.
 
-    Raises ValueError for arguments that can't be, NotImplementedError for ``memory`` and ``plan``,
-    Disagreement where ranks pass different models or arguments; nothing is allocated before.
+    ``memory``: what each tier may hold; None: all the device has, nothing is spilled.
+
+    Raises ValueError for arguments that can't be, BudgetError for a budget that can't be met,
+    NotImplementedError for ``plan``, Disagreement where ranks pass different models or arguments; nothing is
+    allocated before.
     """
-    _check(model, stage, memory, mixed_precision, plan)
+    _check(model, stage, mixed_precision, plan)
     groups.init(groups.timeout_seconds())
+    spill = _spill(memory)
     specs = find_units(model, units)
     device = groups.device()
     world = groups.world_size() if stage else 1
     owner = groups.rank() if stage else 0
     compute_dtype = PRECISIONS[mixed_precision]
-    made = [_make_unit(i, spec, world, owner, compute_dtype, device) for i, spec in enumerate(specs)]
-    agree("sharded model", _describe(made, stage, mixed_precision))
+    made = [_make_unit(i, spec, world, owner, compute_dtype, device, spill) for i, spec in enumerate(specs)]
+    agree("sharded model", _describe(made, stage, mixed_precision) | {"memory": str(memory)})
     flats = [flat for unit in made for flat in unit.flats]
-    exchange = _choose_exchange(model, made, stage, device)
+    exchange = _choose_exchange(model, made, stage, device, spill)
     exchange.place(flats)
+    if spill is not None:
+        spill.begin(exchange.usage())
     for unit in made:
         unit.keep_full = exchange.keeps_full
         if exchange.gathers:
             unit.move(UnitState.SHARDED)
     fill(model, flats, device)
     exchange.after_update()
-    sharded = Sharded(model, made, exchange, stage=stage)
+    sharded = Sharded(model, made, exchange, stage=stage, spill=spill)
     sharded.compute_dtype = compute_dtype
     install(sharded)
     guard(model, releases=not exchange.keeps_full)
@@ -79,13 +86,21 @@ def shard(
     return model
 
 
-def _check(model: nn.Module, stage: int, memory: Memory | None, mixed_precision: str | None, plan: None) -> None:
+def _spill(memory: Memory | None) -> Spill | None:
+    if memory is None:
+        return None
+    if groups.device().type != "cpu":
+        raise NotImplementedError("memory budgets are not supported on GPUs yet: pass memory=None (no spilling)")
+    ranks_on_host = groups.gather_objects(groups.host_identity()).count(groups.host_identity())
+    budgets = memory.resolve(ranks_on_host)
+    return None if budgets.device is None else Spill(budgets)
+
+
+def _check(model: nn.Module, stage: int, mixed_precision: str | None, plan: None) -> None:
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"stage must be 0, 1, 2 or 3, got {stage!r}")
     if mixed_precision not in PRECISIONS:
         raise ValueError(f"mixed_precision must be None or 'bf16', got {mixed_precision!r}")
-    if memory is not None:
-        raise NotImplementedError("memory budgets are not supported yet: pass memory=None (no spilling)")
     if plan is not None:
         raise NotImplementedError("plans are not supported yet: pass plan=None")
     if is_sharded(model):
@@ -95,7 +110,13 @@ def _check(model: nn.Module, stage: int, memory: Memory | None, mixed_precision:
 
 
 def _make_unit(
-    index: int, spec: UnitSpec, world: int, owner: int, compute_dtype: torch.dtype | None, device: torch.device
+    index: int,
+    spec: UnitSpec,
+    world: int,
+    owner: int,
+    compute_dtype: torch.dtype | None,
+    device: torch.device,
+    spill: Spill | None,
 ) -> Unit:
     exact = _exact(spec.module)
 
@@ -107,7 +128,8 @@ def _make_unit(
     flats = []
     for (dtype, trainable, casts), members in groupby(sorted(spec.parameters.items(), key=kind), key=kind):
         named = list(members)
-        layout = lay_out([(name, tuple(p.shape)) for name, p in named], world)
+        multiple = SHARD_MULTIPLE if spill is None else PAGED_SHARD_MULTIPLE
+        layout = lay_out([(name, tuple(p.shape)) for name, p in named], world, shard_multiple=multiple)
         own = named[0][1].dtype
         name = f"{spec.name or 'the root unit'} ({dtype}{'' if trainable else ', frozen'})"
         flats.append(
@@ -118,6 +140,8 @@ def _make_unit(
                 owner=owner,
                 compute_dtype=compute_dtype if casts and compute_dtype is not None else own,
                 device=device,
+                paging=spill,
+                spills=spill is not None and bool(spec.name),
             )
         )
     return Unit(index, spec.name, spec.module, flats)
@@ -145,22 +169,25 @@ def _describe(units: Sequence[Unit], stage: int, mixed_precision: str | None) ->
     }
 
 
-def _choose_exchange(model: nn.Module, units: Sequence[Unit], stage: int, device: torch.device) -> Exchange:
+def _choose_exchange(
+    model: nn.Module, units: Sequence[Unit], stage: int, device: torch.device, spill: Spill | None
+) -> Exchange:
     world = groups.world_size()
     if world == 1:
-        return LocalExchange()
+        return LocalExchange(spill)
     same_host = len(set(groups.gather_objects(groups.host_identity()))) == 1
     if device.type != "cpu" or not same_host:
         return CollectiveExchange(world=world, stage=stage)
     trainable = [flat for unit in units for flat in unit.trainable]
-    own_slot = trainable if stage <= 1 else [flat for unit in units if unit.module is model for flat in unit.trainable]
-    mailbox = MailboxLayout(trainable, own_slot)
+    in_turn = stage > 1 or spill is not None
+    own_slot = [flat for unit in units if unit.module is model for flat in unit.trainable] if in_turn else trainable
+    mailbox = MailboxLayout(trainable, own_slot, len(units))
     common = sum(page_rounded(flat.full_bytes) for unit in units for flat in unit.flats) if stage else 0
-    pool = open_pool(common, mailbox.nbytes)
+    pool = open_pool(common, mailbox.nbytes, common if spill is None else min(common, world * spill.budget))
     if isinstance(pool, OSError):
         warnings.warn(f"ranks on this host will send instead of sharing memory, which is slower: {pool}", stacklevel=3)
         return CollectiveExchange(world=world, stage=stage)
-    return SharedExchange(pool, mailbox, rank=groups.rank(), world=world, share_full=stage > 0)
+    return SharedExchange(pool, mailbox, rank=groups.rank(), world=world, share_full=stage > 0, spill=spill)
 
 
 def _zero_grad(sharded: Sharded, set_to_none: bool = True) -> None:

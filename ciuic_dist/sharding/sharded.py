@@ -10,9 +10,12 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
+from ciuic_dist.comm.groups import gather_objects
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.gathers import Gathers
 from ciuic_dist.sharding.gradients import GradientFlow
+from ciuic_dist.sharding.meter import ActivationMeter
+from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit
 from ciuic_dist.sharding.versions import VersionWatch
 
@@ -28,16 +31,21 @@ class HoldsState(Protocol):
 class Sharded:
     """What ``shard`` keeps for a model. Units are ordered as the model's modules are, the root last."""
 
-    def __init__(self, module: nn.Module, units: Sequence[Unit], exchange: Exchange, *, stage: int) -> None:
+    def __init__(
+        self, module: nn.Module, units: Sequence[Unit], exchange: Exchange, *, stage: int, spill: Spill | None = None
+    ) -> None:
         self.module = module
         self.units = list(units)
         self.flats = [flat for unit in units for flat in unit.flats]
         self.exchange = exchange
         self.stage = stage
+        self.spill = spill
+        self.meter = None if spill is None else ActivationMeter()
         self.gathers = Gathers(self.units, exchange)
         self.gradients = GradientFlow([flat for flat in self.flats if flat.trainable], exchange)
         self.versions = VersionWatch(self.flats)
-        self.sync = True
+        self.last = True
+        self.updating = False
         self.compute_dtype: torch.dtype | None = None
         self.optimizers: WeakSet[HoldsState] = WeakSet()
         self.peak = 0
@@ -49,7 +57,10 @@ class Sharded:
         if self.gradients.active:  # a backward that raised
             self.gradients.abandon()
         self._running.clear()
+        self._refuse_while_updating()
         self.check()
+        if self.meter is not None and torch.is_grad_enabled():
+            self.meter.start()
         self.gathers.begin("forward")
 
     def end_forward(self) -> None:
@@ -60,7 +71,12 @@ class Sharded:
 
     def begin_backward(self) -> None:
         """The first gradient of a backward has come."""
-        self.gradients.begin(sync=self.sync)
+        self._refuse_while_updating()
+        for unit in self.units:
+            for flat in unit.flats:
+                flat.final = self.last and not unit.is_root and not unit.borrowed
+        # Where gradients are sharded they are reduced at once: what a rank kept of them would be as large as the model.
+        self.gradients.begin(sync=self.last or self.stage >= 2 or not self.exchange.has_peers)
         self.gathers.begin("backward")
 
     def end_backward(self) -> None:
@@ -110,12 +126,15 @@ class Sharded:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Backwards in this context leave their gradients on their rank, to be reduced with the next one's."""
-        before, self.sync = self.sync, not self.exchange.has_peers
+        """Backwards in this context are not the last of their step.
+
+        At stages 0 and 1 their gradients stay on their rank, to be reduced with the last one's.
+        """
+        before, self.last = self.last, False
         try:
             yield
         finally:
-            self.sync = before
+            self.last = before
 
     def update_begins(self) -> None:
         """Before any parameter is overwritten.
@@ -135,17 +154,31 @@ class Sharded:
         self.check()
         self.exchange.before_update()
 
-    def update_ends(self, *, frozen_too: bool = False) -> None:
-        """After this rank's masters have changed; ``frozen_too``: also those that are not trained."""
-        for flat in self.flats:
-            if flat.trainable or frozen_too:
-                flat.refresh_shard()
+    def update_ends(self) -> None:
+        """After this rank's masters have changed."""
         self.exchange.after_update()
         if self.exchange.gathers:
             self.gathers.mark_stale()
         self.versions.count_update()
+        self.updating = False
+        if self.spill is not None:
+            self._end_spilled_step(self.spill)
         self._state_bytes = sum(optimizer.state_bytes() for optimizer in self.optimizers)
         self.note_peak()
+
+    def _end_spilled_step(self, spill: Spill) -> None:
+        if self.meter is not None and self.meter.started:
+            self.meter.stop()
+            spill.divide(max(gather_objects(self.meter.peak)))
+            self.meter = None
+        spill.end_step()
+
+    def _refuse_while_updating(self) -> None:
+        if self.updating:
+            raise RuntimeError(
+                "the optimizer, made with in_backward=True, has updated a part of this model: call its step() first; "
+                "run all but the last backward of a step inside cd.no_sync(model)"
+            )
 
     def check(self) -> None:
         """Raise RuntimeError where parameters are not what the optimizer and the other ranks take them for."""
@@ -160,8 +193,12 @@ class Sharded:
             for flat in self.flats
             if flat.landing is not None and flat.landing.untyped_storage().nbytes() == flat.landing.nbytes
         )
-        return self.exchange.usage() + sum(flat.kept_bytes for flat in self.flats) + landings + self._state_bytes
+        spilled = 0 if self.spill is None else self.spill.used
+        own = sum(flat.own_bytes for flat in self.flats)
+        return self.exchange.usage() + own + landings + self._state_bytes + spilled
 
     def note_peak(self) -> None:
         """Called where memory has grown."""
         self.peak = max(self.peak, self.usage())
+        if self.meter is not None and self.meter.started and self.spill is not None:
+            self.spill.check(self.meter.peak)

@@ -11,6 +11,7 @@ from ciuic_dist.comm.collectives import start_gather
 from ciuic_dist.comm.groups import rank, world_size
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.registry import sharded_of
+from ciuic_dist.sharding.values import read_shard
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def full_state_dict(model: nn.Module) -> dict[str, Any]:
     sharded = sharded_of(model)
     values: dict[int, Tensor] = {}
     for flat in sharded.flats:
-        whole = _whole(flat)
+        whole = _gathered(flat)
         if rank() == 0:
             for index, parameter in enumerate(flat.parameters):
                 values[id(parameter)] = flat.view(index, whole).to("cpu", copy=True)
@@ -32,11 +33,12 @@ def full_state_dict(model: nn.Module) -> dict[str, Any]:
     return {name: values[id(v)] if id(v) in values else _detached(v) for name, v in entries.items()}
 
 
-def _whole(flat: Flat) -> Tensor:
+def _gathered(flat: Flat) -> Tensor:
+    shard = read_shard(flat)
     if flat.layout.world == 1 or world_size() == 1:
-        return flat.master
+        return shard
     whole = torch.empty(flat.layout.numel, dtype=flat.master_dtype, device=flat.device)
-    start_gather(whole, flat.master, f"the state of {flat.name}").land()
+    start_gather(whole, shard, f"the state of {flat.name}").land()
     return whole
 
 

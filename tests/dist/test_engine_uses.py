@@ -133,7 +133,7 @@ def test_the_optimizers_state_dict_goes_round(shared: bool) -> None:
 
 
 def forget_the_last_backward() -> str:
-    model = cd.shard(models.Stack())
+    model = cd.shard(models.Stack(), stage=1)
     optimizer = cd.AdamW(model.parameters())
     with cd.no_sync(model):
         backward(model)

@@ -48,6 +48,10 @@ class Exchange(Protocol):
         """Wait until the unit is full."""
         ...
 
+    def has_room(self, unit: Unit) -> bool:
+        """Whether a gather of the unit could start ahead of its need."""
+        ...
+
     def release(self, unit: Unit) -> None:
         """Give back the memory of the full form, where that is kept only while used."""
         ...

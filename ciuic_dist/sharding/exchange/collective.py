@@ -14,7 +14,6 @@ from ciuic_dist.comm import collectives
 from ciuic_dist.comm.collectives import Flight
 from ciuic_dist.comm.groups import timeout_seconds
 from ciuic_dist.sharding.exchange.base import Traffic
-from ciuic_dist.sharding.exchange.summing import mean_into
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.unit import Unit
 
@@ -68,6 +67,10 @@ class CollectiveExchange:
         for flight in self._gathers.pop(unit.index, []):
             flight.land()
 
+    def has_room(self, unit: Unit) -> bool:
+        """One unit ahead is always allowed."""
+        return True
+
     def release(self, unit: Unit) -> None:
         """Free the full forms."""
         for flat in unit.flats:
@@ -110,6 +113,7 @@ class CollectiveExchange:
             for flat in self._reduced:
                 flat.touched = [bool(next(agreed)) or touched for touched in flat.touched]  # each takes its flag
                 flat.clear_written()
+                flat.reduced()
         self._reduced = []
 
     def before_update(self) -> None:
@@ -143,6 +147,6 @@ class CollectiveExchange:
         flat, flight = self._reduces.popleft()
         flight.land()
         landed = flight.buffers[0]
-        sources = landed.chunk(landed.numel() // flat.grad.numel())
-        mean_into(flat.grad, sources, self._world, accumulate=any(flat.touched))
+        sources = landed.chunk(landed.numel() // flat.layout.shard_numel)
+        flat.receive(sources, self._world, [False] * len(flat.parameters))  # which were written, ``drain`` tells
         self._reduced.append(flat)

@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ciuic_dist.memory.host import allocate
+from ciuic_dist.memory.mapping import private
+from ciuic_dist.sharding.exchange import spilled
 from ciuic_dist.sharding.exchange.base import Traffic
 from ciuic_dist.sharding.flat import Flat
+from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit
 
 
 class LocalExchange:
     """No peers, so nothing is exchanged."""
 
-    def __init__(self) -> None:
+    def __init__(self, spill: Spill | None = None) -> None:
         self.traffic = Traffic()
-        self.gathers = False
-        self.keeps_full = True
+        self.gathers = spill is not None
+        self.keeps_full = spill is None
+        self._spill = spill
         self.has_peers = False
         self._flats: Sequence[Flat] = ()
 
@@ -26,31 +30,51 @@ class LocalExchange:
         """Give each flat memory; shard and full form are the same."""
         self._flats = flats
         for flat in flats:
-            full = allocate(flat.layout.numel, flat.compute_dtype, flat.device)
+            if self._spill is None:
+                full = allocate(flat.layout.numel, flat.compute_dtype, flat.device)
+            else:
+                mapping = private(flat.full_bytes)
+                full = mapping.memory[: flat.full_bytes].view(flat.compute_dtype)
+                self._spill.house(flat, mapping, 0)
             flat.place(full, full)
 
     def start_gather(self, unit: Unit) -> None:
-        """Nothing to fetch."""
+        """Fetch what is away."""
+        spilled.take(unit)
 
     def finish_gather(self, unit: Unit) -> None:
-        """Nothing to wait for."""
+        """Wait for it."""
+        spilled.finish(unit)
+        spilled.attach(unit)
+
+    def has_room(self, unit: Unit) -> bool:
+        """Within the budget."""
+        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit))
 
     def release(self, unit: Unit) -> None:
-        """Nothing to give back."""
+        """It may go away."""
+        spilled.let_go(unit)
 
     def begin(self, order: Sequence[Flat]) -> None:
         """Nothing to prepare."""
 
     def landing(self, flat: Flat) -> Tensor | None:
-        """The gradient shard itself, to which the parameters reduced before keep adding."""
+        """The gradient itself, to which the parameters reduced before keep adding; None where it is in pages."""
+        if flat.paging is not None:
+            return None
         flat.written = list(flat.touched)
-        return flat.grad
+        return flat.gradient.open(0, flat.layout.shard_numel)
 
     def submit(self, flat: Flat) -> None:
         """What is written is reduced."""
-        flat.touched = [old or new for old, new in zip(flat.touched, flat.written, strict=True)]
+        sources = []
+        if flat.paging is not None and flat.landing is not None:
+            flat.zero_unwritten()
+            sources = [flat.landing]
+        flat.receive(sources, 1, flat.written)
         flat.landing = None
         flat.clear_written()
+        flat.reduced()
 
     def drain(self) -> None:
         """Nothing is under way."""
@@ -62,8 +86,8 @@ class LocalExchange:
         """No other reader."""
 
     def usage(self) -> int:
-        """Bytes of all full forms."""
-        return sum(flat.full_bytes for flat in self._flats)
+        """Bytes of all full forms that don't come and go."""
+        return sum(flat.full_bytes for flat in self._flats if flat.home is None)
 
     def close(self) -> None:
         """Nothing to let go."""

@@ -17,23 +17,40 @@ from torch import Tensor
 
 from ciuic_dist.comm.doorbell import Bell
 from ciuic_dist.comm.shared import SharedPool
-from ciuic_dist.memory.host import allocate
+from ciuic_dist.memory.mapping import private
+from ciuic_dist.sharding.exchange import spilled
 from ciuic_dist.sharding.exchange.base import Traffic
 from ciuic_dist.sharding.exchange.mailbox import MailboxLayout
-from ciuic_dist.sharding.exchange.summing import mean_into
+from ciuic_dist.sharding.exchange.turns import Turns
 from ciuic_dist.sharding.flat import Flat
+from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit
 
 
 class SharedExchange:
     """Parameters and gradients through memory that all ranks map."""
 
-    def __init__(self, pool: SharedPool, mailbox: MailboxLayout, *, rank: int, world: int, share_full: bool) -> None:
-        """``share_full``: one full form for all ranks (stages 1 to 3); else each keeps its own (stage 0)."""
+    def __init__(
+        self,
+        pool: SharedPool,
+        mailbox: MailboxLayout,
+        *,
+        rank: int,
+        world: int,
+        share_full: bool,
+        spill: Spill | None = None,
+    ) -> None:
+        """``share_full``: one full form for all ranks (stages 1 to 3); else each keeps its own (stage 0).
+
+        Under a budget, ``spill``, each rank brings its slices of the full forms and takes them away.
+        """
         self.traffic = Traffic()
-        self.gathers = False
-        self.keeps_full = True
+        self.gathers = spill is not None
+        self.keeps_full = spill is None
         self.has_peers = True
+        self._spill = spill
+        boards = [mailbox.board(box) for box in pool.mailboxes]
+        self._turns = Turns(pool.doorbell, boards, rank) if share_full and spill is not None else None
         self._pool = pool
         self._mailbox = mailbox
         self._rank = rank
@@ -52,21 +69,37 @@ class SharedExchange:
         self._flats = flats
         offset = 0
         for flat in flats:
-            if self._share_full:
-                full = self._pool.common[offset : offset + flat.full_bytes].view(flat.compute_dtype)
-                offset += page_rounded(flat.full_bytes)
-            else:
-                full = allocate(flat.layout.numel, flat.compute_dtype, flat.device)
-            flat.place(full, full[flat.shard_range])
+            mapping, start = (self._pool.common, offset) if self._share_full else (private(flat.full_bytes), 0)
+            offset += page_rounded(flat.full_bytes)
+            full = mapping.memory[start : start + flat.full_bytes].view(flat.compute_dtype)
+            shard = full[flat.shard_range]
+            if self._spill is not None:
+                self._spill.house(flat, mapping, start + flat.owner * shard.nbytes)
+            flat.place(full, shard)
 
     def start_gather(self, unit: Unit) -> None:
-        """The full form is mapped and complete since the last update."""
+        """Bring this rank's slices; a unit that stays is complete since the last update."""
+        if self._turns is not None and spilled.shards_of(unit):
+            self._turns.begin(unit)
+        else:
+            spilled.take(unit)
 
     def finish_gather(self, unit: Unit) -> None:
-        """The full form is mapped and complete since the last update."""
+        """Wait for all ranks' slices."""
+        if self._turns is not None and spilled.shards_of(unit):
+            self._turns.finish(unit)
+        spilled.finish(unit)
+        spilled.attach(unit)
+
+    def has_room(self, unit: Unit) -> bool:
+        """Within the budget, and without waiting."""
+        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit))
 
     def release(self, unit: Unit) -> None:
-        """The memory is everybody's."""
+        """This rank's slices may go when no rank needs them."""
+        if self._turns is not None and spilled.shards_of(unit):
+            self._turns.release(unit)
+        spilled.let_go(unit)
 
     def begin(self, order: Sequence[Flat]) -> None:
         """Slots are dealt out in turn, in the order of submission."""
@@ -96,6 +129,8 @@ class SharedExchange:
         self._sequence += 1
         self._submitted += 1
         self._pool.doorbell.ring(Bell.READY)
+        if self._turns is not None:
+            self._turns.announce()
         while len(self._pending) > 1:
             self._reduce_oldest()
 
@@ -116,7 +151,7 @@ class SharedExchange:
 
     def usage(self) -> int:
         """This rank's mailbox, and its share of the common segment (all of the full forms at stage 0)."""
-        full = sum(flat.full_bytes for flat in self._flats)
+        full = sum(flat.full_bytes for flat in self._flats if flat.home is None)
         return self._mailbox.nbytes + (full // self._world if self._share_full else full)
 
     def close(self) -> None:
@@ -137,10 +172,8 @@ class SharedExchange:
         flags = [self._mailbox.flags(box, flat) for box in self._pool.mailboxes]
         writers = [box for box, flag in zip(self._pool.mailboxes, flags, strict=True) if flag.any()]
         sources = [self._mailbox.view(box, flat)[flat.shard_range] for box in writers]
-        if sources:
-            mean_into(flat.grad, sources, self._world, accumulate=any(flat.touched))
-            written = torch.stack(flags).any(dim=0).tolist()
-            flat.touched = [old or new for old, new in zip(flat.touched, written, strict=True)]
+        flat.receive(sources, self._world, torch.stack(flags).any(dim=0).tolist())
+        flat.reduced()
         self.traffic.reduces += 1
         self.traffic.reduced_bytes += sum(source.nbytes for source in sources)
         self._pool.doorbell.ring(Bell.READ)

@@ -1,0 +1,61 @@
+"""A tensor's bytes in lower tiers: where a parameter shard lives while the device doesn't hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.memory.tier import Tier
+from ciuic_dist.memory.transfer import Ticket, Transfers
+
+
+class Extent:
+    """Room for ``nbytes`` in pages of the first of ``tiers`` that have them; taken at the first store."""
+
+    def __init__(self, name: str, nbytes: int, tiers: Sequence[Tier], transfers: Transfers) -> None:
+        self._name = name
+        self._nbytes = nbytes
+        self._tiers = tiers
+        self._transfers = transfers
+        self._pages: list[tuple[Tier, int]] = []
+
+    @property
+    def stored(self) -> bool:
+        """Whether there is something to fetch."""
+        return bool(self._pages)
+
+    def store(self, source: Tensor) -> list[Ticket]:
+        """Begin to write ``source`` (uint8), which must stay as it is until the tickets are done."""
+        size = self._tiers[0].page_bytes
+        if not self._pages:
+            self._pages = [take_slot(self._tiers, self._name) for _ in range(-(-self._nbytes // size))]
+        parts = source.split(size)
+        return [
+            self._transfers.store(tier, slot, part, f"{self._name} page {number}")
+            for number, ((tier, slot), part) in enumerate(zip(self._pages, parts, strict=True))
+        ]
+
+    def fetch(self, into: Tensor) -> list[Ticket]:
+        """Begin to read what was stored; ``into`` is complete when the tickets are done."""
+        parts = into.split(self._tiers[0].page_bytes)
+        return [
+            self._transfers.fetch(tier, slot, part, f"{self._name} page {number}")
+            for number, ((tier, slot), part) in enumerate(zip(self._pages, parts, strict=True))
+        ]
+
+    def free(self) -> None:
+        """Give the pages back; nothing may be under way."""
+        for tier, slot in self._pages:
+            tier.pool.free(slot)
+        self._pages = []
+
+
+def take_slot(tiers: Sequence[Tier], name: str) -> tuple[Tier, int]:
+    """A slot in the first tier that has one. Raises BudgetError where none has."""
+    for tier in tiers:
+        if tier.pool.free_slots:
+            return tier, tier.pool.alloc()
+    held = ", ".join(f"{tier.name} {tier.usage().budget} bytes" for tier in tiers)
+    raise BudgetError(f"no tier has room for {name}: give memory.host or memory.nvme more (now {held})")

@@ -1,0 +1,315 @@
+"""Brings pages to the device ahead of their use, and sends them away when their slot is wanted.
+
+A training step uses pages in the same order as the step before, so the order of the last step is the schedule:
+the next page in it that isn't here is fetched as soon as a slot is free, or swapped with the page here whose next
+use is furthest, if that is later than the fetched one's (Belady's MIN with look-ahead). Pages marked ``static``
+never leave. An access out of order is served all the same, counted, and learned when it keeps coming.
+
+One thread calls the pager; only copies run in others.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ciuic_dist.memory.extent import take_slot
+from ciuic_dist.memory.mapping import private
+from ciuic_dist.memory.pool import SlotPool
+from ciuic_dist.memory.table import Page, PageState
+from ciuic_dist.memory.tier import Tier
+from ciuic_dist.memory.transfer import Ticket, Transfers, fetch, store
+
+_PATIENCE = 2
+"""Cycles in a row with accesses out of order until theirs becomes the schedule."""
+
+
+@dataclass(slots=True)
+class PagerCounts:
+    """Since the start: accesses to pages that had content, those found on the device, and those not foreseen."""
+
+    accesses: int = 0
+    hits: int = 0
+    faults: int = 0
+    unforeseen: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A page on its way down, or one on its way here, or both through one slot."""
+
+    leaving: Page | None
+    coming: Page | None
+    ticket: Ticket
+
+
+class Pager:
+    """Device slots of ``page_bytes`` each, and what lies in them."""
+
+    def __init__(
+        self, *, page_bytes: int, most_slots: int, slots: int, tiers: Sequence[Tier], transfers: Transfers
+    ) -> None:
+        """Uses ``slots`` of them at first and up to ``most_slots`` when allowed; memory is taken at first use."""
+        self.page_bytes = page_bytes
+        self.counts = PagerCounts()
+        self.limit = min(slots, most_slots)
+        self._pool = SlotPool(most_slots)
+        self._slab = private(most_slots * page_bytes)
+        self._tiers = tiers
+        self._transfers = transfers
+        self._order: list[Page] = []
+        self._places: dict[Page, list[int]] = {}
+        self._recorded: list[Page] = []
+        self._cursor = 0
+        self._ahead = 0
+        self._strange = 0
+        self._strange_cycles = 0
+        self._here: set[Page] = set()
+        self._promised: set[Page] = set()
+        self._flights: dict[Page, _Flight] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the slots in use."""
+        return self._pool.used * self.page_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most there were: slots are taken from the lowest on, so this is what memory was touched."""
+        return self._pool.peak * self.page_bytes
+
+    def allow(self, slots: int) -> None:
+        """Use up to ``slots`` from now on (not fewer than are in use)."""
+        self.limit = max(min(slots, self._pool.slots), self._pool.used)
+        self._pump()
+
+    def pin(self, page: Page) -> Tensor:
+        """The page's bytes on the device, to read and write until ``unpin``; undefined where it had no content.
+
+        Raises PageError where its bytes can't be had, BudgetError where pinned pages fill all slots.
+        """
+        if page.slot is None or not self._pool.is_pinned(page.slot):
+            self._note(page)
+            self._bring(page)
+        assert page.slot is not None
+        self._pool.pin(page.slot)
+        self._pump()
+        return self._view(page)
+
+    def unpin(self, page: Page, *, dirty: bool) -> None:
+        """The page may leave again; ``dirty``: it was written to."""
+        assert page.slot is not None
+        page.dirty = page.dirty or dirty
+        self._pool.unpin(page.slot)
+        self._pump()
+
+    def drop(self, page: Page) -> None:
+        """The page's content is of no use any more."""
+        if page.state is PageState.ABSENT:
+            return
+        self._settle(page)
+        if page.slot is not None:
+            self._free_slot(page)
+        self._free_below(page)
+        page.dirty = False
+        page.move(PageState.ABSENT)
+        self._pump()
+
+    def end_cycle(self) -> None:
+        """A step is over: the next one will use pages in the same order, or in this one's where that was new."""
+        self._strange_cycles = self._strange_cycles + 1 if self._strange else 0
+        if not self._order or self._strange_cycles >= _PATIENCE:
+            self._learn(self._recorded)
+        self._recorded = []
+        self._cursor = self._ahead = self._strange = 0
+        self._promised.clear()
+        self._pump()
+
+    def keep(self, pages: Iterable[Page]) -> None:
+        """From when they are here next, ``pages`` never leave; every other page may."""
+        chosen = set(pages)
+        for page in {*self._places, *chosen}:
+            page.static = page in chosen
+            if page.static and page in self._here:
+                self._here.discard(page)
+                self._free_below(page)
+            elif not page.static and page.state is PageState.DEVICE:
+                self._here.add(page)
+
+    def rest(self) -> None:
+        """Wait until nothing is under way. Raises PageError where something failed."""
+        while self._flights:
+            self._settle(next(iter(self._flights)))
+
+    def _learn(self, order: list[Page]) -> None:
+        self._order = order
+        self._places = {}
+        for place, page in enumerate(order):
+            self._places.setdefault(page, []).append(place)
+        self._strange_cycles = 0
+
+    def _note(self, page: Page) -> None:
+        """Find the access in the schedule."""
+        self._recorded.append(page)
+        places = self._places.get(page, [])
+        at = bisect_left(places, self._cursor)
+        if at < len(places):
+            self._strange += places[at] != self._cursor
+            self._cursor = places[at] + 1
+            self._ahead = max(self._ahead, self._cursor)
+        elif self._order:
+            self._strange += 1
+            self.counts.unforeseen += 1
+
+    def _bring(self, page: Page) -> None:
+        if page.state is PageState.ABSENT:
+            page.slot = self._make_room()
+            page.move(PageState.DEVICE)
+            self._arrived(page)
+            return
+        self.counts.accesses += 1
+        self._settle_done()
+        if page.state is PageState.DEVICE:
+            self.counts.hits += 1
+            return
+        self._settle(page)
+        if page.state is PageState.SPILLED:
+            self.counts.faults += 1
+            self._start(None, page, self._make_room())
+            self._settle(page)
+
+    def _make_room(self) -> int:
+        """A free slot, now."""
+        while self._pool.used >= self.limit:
+            victim = self._victim(after=-1)
+            if victim is not None:
+                self._evict(victim)
+                self._settle(victim)
+            elif self._flights:
+                self._settle(next(iter(self._flights)))
+            else:
+                raise RuntimeError(f"all {self.limit} device slots of {self.page_bytes} bytes are pinned")
+        return self._pool.alloc()
+
+    def _pump(self) -> None:
+        """Fetch ahead as far as slots allow; those for pages that will be made anew are left free."""
+        self._settle_done()
+        while self._ahead < len(self._order):
+            page = self._order[self._ahead]
+            if page.state is PageState.STORING:
+                return
+            if page.state is PageState.ABSENT:
+                self._promised.add(page)
+            elif page.state is PageState.SPILLED and not self._try_to_fetch(page):
+                return
+            self._ahead += 1
+
+    def _try_to_fetch(self, page: Page) -> bool:
+        if self._pool.used + len(self._promised) < self.limit:
+            self._start(None, page, self._pool.alloc())
+            return True
+        victim = self._victim(after=self._ahead)
+        if victim is None:
+            return False
+        if self._is_clean(victim):
+            self._evict(victim)
+            self._start(None, page, self._pool.alloc())
+        else:
+            self._start(victim, page, victim.slot)
+        return True
+
+    def _victim(self, after: int) -> Page | None:
+        """The page here, neither pinned nor static, whose next use is furthest, and later than place ``after``."""
+        best, furthest = None, after
+        for page in self._here:
+            assert page.slot is not None
+            following = self._next_use(page)
+            if following > furthest and not self._pool.is_pinned(page.slot):
+                best, furthest = page, following
+        return best
+
+    def _next_use(self, page: Page) -> int:
+        """Its place in the schedule, counted on into the next cycle; pages it doesn't know come last."""
+        places = self._places.get(page)
+        if not places:
+            return 2 * len(self._order)
+        at = bisect_left(places, self._cursor)
+        return places[at] if at < len(places) else places[0] + len(self._order)
+
+    def _evict(self, victim: Page) -> None:
+        if self._is_clean(victim):
+            self._free_slot(victim)
+            victim.move(PageState.SPILLED)
+        else:
+            self._start(victim, None, None)
+
+    def _start(self, leaving: Page | None, coming: Page | None, slot: int | None) -> None:
+        """One job: store ``leaving``, then fetch ``coming`` into ``slot``, which may be the same."""
+        copies = []
+        if leaving is not None:
+            if leaving.tier is None:
+                leaving.tier, leaving.tier_slot = take_slot(self._tiers, leaving.name)
+            assert leaving.tier_slot is not None
+            copies.append(store(leaving.tier, leaving.tier_slot, self._view(leaving), leaving.name))
+            leaving.move(PageState.STORING)
+            self._here.discard(leaving)
+        if coming is not None:
+            assert coming.tier is not None
+            assert coming.tier_slot is not None
+            coming.slot = slot
+            copies.append(fetch(coming.tier, coming.tier_slot, self._view(coming), coming.name))
+            coming.move(PageState.FETCHING)
+        flight = _Flight(leaving, coming, self._transfers.start(copies))
+        self._flights.update((page, flight) for page in (leaving, coming) if page is not None)
+
+    def _settle_done(self) -> None:
+        for flight in {id(flight): flight for flight in self._flights.values() if flight.ticket.done()}.values():
+            self._land(flight)
+
+    def _settle(self, page: Page) -> None:
+        if page in self._flights:
+            self._land(self._flights[page])
+
+    def _land(self, flight: _Flight) -> None:
+        flight.ticket.wait()
+        leaving, coming = flight.leaving, flight.coming
+        if leaving is not None:
+            del self._flights[leaving]
+            leaving.dirty = False
+            if coming is None:
+                self._free_slot(leaving)
+            leaving.slot = None
+            leaving.move(PageState.SPILLED)
+        if coming is not None:
+            del self._flights[coming]
+            coming.move(PageState.DEVICE)
+            self._arrived(coming)
+
+    def _arrived(self, page: Page) -> None:
+        self._promised.discard(page)
+        if page.static:
+            self._free_below(page)
+        else:
+            self._here.add(page)
+
+    def _is_clean(self, page: Page) -> bool:
+        return page.tier is not None and not page.dirty
+
+    def _free_slot(self, page: Page) -> None:
+        assert page.slot is not None
+        self._pool.free(page.slot)
+        self._here.discard(page)
+        page.slot = None
+
+    def _free_below(self, page: Page) -> None:
+        if page.tier is not None and page.tier_slot is not None:
+            page.tier.pool.free(page.tier_slot)
+            page.tier = page.tier_slot = None
+
+    def _view(self, page: Page) -> Tensor:
+        assert page.slot is not None
+        start = page.slot * self.page_bytes
+        return self._slab.memory[start : start + page.nbytes]

@@ -1,0 +1,83 @@
+"""Which slots of a tier are in use."""
+
+from __future__ import annotations
+
+import heapq
+
+_SHOWN = 8
+
+
+class PoolFull(RuntimeError):
+    """A slot is asked for and all are in use."""
+
+
+class PageMisuse(RuntimeError):
+    """A slot or page is used against its state: always a mistake in the code that uses it."""
+
+
+class SlotPool:
+    """Slots 0 to ``slots - 1`` of equal size. The lowest free one is given out first; a pinned one can't be freed.
+
+    Integers only: the memory behind the slots is a tier's. For one thread, except ``check_used``.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.peak = 0
+        self._free = list(range(slots))  # a heap
+        self._pins: dict[int, int] = {}  # of each slot in use
+
+    @property
+    def free_slots(self) -> int:
+        """How many can be had."""
+        return len(self._free)
+
+    @property
+    def used(self) -> int:
+        """How many are in use."""
+        return len(self._pins)
+
+    def alloc(self) -> int:
+        """Take the lowest free slot. Raises PoolFull."""
+        if not self._free:
+            raise PoolFull(f"all {self.slots} slots are in use")
+        slot = heapq.heappop(self._free)
+        self._pins[slot] = 0
+        self.peak = max(self.peak, self.used)
+        return slot
+
+    def free(self, slot: int) -> None:
+        """Give ``slot`` back. Raises PageMisuse where it is not in use, or pinned."""
+        if self.is_pinned(slot):
+            raise PageMisuse(f"slot {slot} is pinned {self._pins[slot]} times and can't be freed")
+        del self._pins[slot]
+        heapq.heappush(self._free, slot)
+
+    def pin(self, slot: int) -> None:
+        """Keep ``slot`` from being freed until it is unpinned as often. Raises PageMisuse where it is not in use."""
+        self.check_used(slot)
+        self._pins[slot] += 1
+
+    def unpin(self, slot: int) -> None:
+        """Take one pin back. Raises PageMisuse where there is none."""
+        if not self.is_pinned(slot):
+            raise PageMisuse(f"slot {slot} is not pinned")
+        self._pins[slot] -= 1
+
+    def is_pinned(self, slot: int) -> bool:
+        """Raises PageMisuse where ``slot`` is not in use."""
+        self.check_used(slot)
+        return self._pins[slot] > 0
+
+    def check_used(self, slot: int) -> None:
+        """Raises PageMisuse where ``slot`` is not in use."""
+        if slot not in self._pins:
+            state = "free" if 0 <= slot < self.slots else f"none of this pool's {self.slots}"
+            raise PageMisuse(f"slot {slot} is {state}")
+
+    def check_empty(self) -> None:
+        """Raises PageMisuse, naming slots, where some were not freed."""
+        if self._pins:
+            leaked = sorted(self._pins)
+            more = f" and {len(leaked) - _SHOWN} more" if len(leaked) > _SHOWN else ""
+            raise PageMisuse(f"slots never freed: {', '.join(map(str, leaked[:_SHOWN]))}{more}")

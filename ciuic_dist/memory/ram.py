@@ -1,0 +1,45 @@
+"""A tier in the host's memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ciuic_dist.memory.host import allocate
+from ciuic_dist.memory.pool import SlotPool
+from ciuic_dist.memory.tier import check_access, check_length, slots_usage
+from ciuic_dist.monitor.usage import TierUsage
+
+
+class RamTier:
+    """A Tier over one slab; a page of it takes memory from its first use on. Its content is not checksummed."""
+
+    def __init__(self, name: str, page_bytes: int, slots: int) -> None:
+        self.name = name
+        self.page_bytes = page_bytes
+        self.pool = SlotPool(slots)
+        self._slab = allocate(page_bytes * slots, torch.uint8, torch.device("cpu"))
+        self._written: dict[int, int] = {}  # bytes, by slot
+
+    def write(self, slot: int, source: Tensor, name: str) -> None:
+        """See Tier."""
+        check_access(self.pool, slot, source, self.page_bytes)
+        self._content(slot, source.numel()).copy_(source)
+        self._written[slot] = source.numel()
+
+    def read(self, slot: int, into: Tensor, name: str) -> None:
+        """See Tier."""
+        check_access(self.pool, slot, into, self.page_bytes)
+        check_length(self._written.get(slot), into, self.name, name)
+        into.copy_(self._content(slot, into.numel()))
+
+    def usage(self) -> TierUsage:
+        """See Tier."""
+        return slots_usage(self.pool, self.page_bytes)
+
+    def close(self) -> None:
+        """See Tier."""
+        self._slab = self._slab.new_empty(0)
+
+    def _content(self, slot: int, numel: int) -> Tensor:
+        return self._slab.narrow(0, slot * self.page_bytes, numel)

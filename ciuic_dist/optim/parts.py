@@ -1,0 +1,146 @@
+"""What an optimizer does at once: the pieces of one span, with their masters, gradients and state on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ciuic_dist.sharding.columns import Column, opened
+from ciuic_dist.sharding.flat import Flat
+from ciuic_dist.sharding.layout import Piece
+
+
+class PieceParameter(nn.Parameter):
+    """A piece as the inner optimizer sees it: 1-D, with values while its part is open."""
+
+    flat: Flat
+    place: Piece
+
+
+def piece_parameter(flat: Flat, place: Piece) -> PieceParameter:
+    """The piece, trained, not open."""
+    low = place.shard_offset
+    piece = PieceParameter(flat.master.empty(low, low + place.numel), requires_grad=True)
+    piece.flat, piece.place = flat, place
+    return piece
+
+
+@dataclass(slots=True)
+class FlatState:
+    """The optimizer state of a flat under a budget: a column for each key of state with one value an element.
+
+    ``paged`` tells which keys of a piece are there; what ``inner.state`` has for them is without memory then.
+    """
+
+    flat: Flat
+    columns: dict[str, Column] = field(default_factory=dict)
+    paged: dict[PieceParameter, list[str]] = field(default_factory=dict)
+
+    def column(self, key: str, dtype: torch.dtype) -> Column:
+        """The column of ``key``, made at first use."""
+        if key not in self.columns:
+            self.columns[key] = self.flat.column(key, dtype)
+        return self.columns[key]
+
+
+class Part:
+    """The pieces of one span of a flat, a list for each parameter group."""
+
+    def __init__(self, flat: Flat, low: int, high: int, state: FlatState, groups: int) -> None:
+        self.flat = flat
+        self.groups: list[list[PieceParameter]] = [[] for _ in range(groups)]
+        self._low = low
+        self._high = high
+        self._state = state
+
+    @property
+    def pieces(self) -> Iterator[PieceParameter]:
+        """Of all groups."""
+        for members in self.groups:
+            yield from members
+
+    def step(self, inner: Optimizer) -> None:
+        """Update the pieces that have a gradient."""
+        if not any(self.flat.touched[piece.place.index] for piece in self.pieces):
+            return
+        with self._on_device(), self.open_state(inner, dirty=True):
+            with only(inner, self.groups):
+                inner.step()
+            for piece in self.pieces:
+                piece.grad = None
+
+    @contextmanager
+    def open_state(self, inner: Optimizer, *, dirty: bool) -> Iterator[None]:
+        """State that is in pages is in ``inner.state`` while the context lasts; ``dirty``: it may change."""
+        if self.flat.paging is None:
+            yield
+            return
+        with ExitStack() as stack:
+            spans: dict[str, Tensor] = {}
+
+            def span(key: str, dtype: torch.dtype) -> Tensor:
+                if key not in spans:
+                    column = self._state.column(key, dtype)
+                    spans[key] = stack.enter_context(opened(column, self._low, self._high, dirty=dirty))
+                return spans[key]
+
+            for piece in self.pieces:
+                for key in self._state.paged.get(piece, ()):
+                    inner.state[piece][key] = self._cut(span(key, inner.state[piece][key].dtype), piece)
+            yield
+            for piece in self.pieces:
+                self._put_away(piece, inner.state.get(piece, {}), span)
+
+    def _put_away(self, piece: PieceParameter, state: dict[str, Any], span: Any) -> None:
+        """Move what has one value an element into pages; what is left in ``state`` has no memory."""
+        keys = []
+        for key, value in state.items():
+            if is_elementwise(value, piece):
+                room = self._cut(span(key, value.dtype), piece)
+                if value.data_ptr() != room.data_ptr():
+                    room.copy_(value)
+                state[key] = torch.empty_like(value, device="meta")
+                keys.append(key)
+        self._state.paged[piece] = keys
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        flat, low, high = self.flat, self._low, self._high
+        with (
+            flat.opened_master(low, high, dirty=True) as master,
+            opened(flat.gradient, low, high, dirty=False) as gradient,
+        ):
+            for piece in self.pieces:
+                piece.data = self._cut(master, piece)
+                piece.grad = self._cut(gradient, piece) if flat.touched[piece.place.index] else None
+            yield
+            for piece in self.pieces:
+                piece.data = flat.master.empty(piece.place.shard_offset, piece.place.shard_offset + piece.numel())
+
+    def _cut(self, span: Tensor, piece: PieceParameter) -> Tensor:
+        start = piece.place.shard_offset - self._low
+        return span[start : start + piece.place.numel]
+
+
+def is_elementwise(value: Any, piece: PieceParameter) -> bool:
+    """Whether ``value`` is state with one value for each element of the piece."""
+    return isinstance(value, Tensor) and value.dim() > 0 and value.numel() == piece.place.numel
+
+
+@contextmanager
+def only(inner: Optimizer, groups: Sequence[list[PieceParameter]]) -> Iterator[None]:
+    """``inner`` has only these parameters while the context lasts, a list for each of its groups."""
+    whole = [group["params"] for group in inner.param_groups]
+    try:
+        for group, members in zip(inner.param_groups, groups, strict=True):
+            group["params"] = members
+        yield
+    finally:
+        for group, members in zip(inner.param_groups, whole, strict=True):
+            group["params"] = members

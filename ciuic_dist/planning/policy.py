@@ -1,0 +1,107 @@
+"""What to fetch, what to evict for it and what to write back ahead of time.
+
+A policy is data: a ranking of victims and three rules. Whatever it may know is in the `View`, so a decision
+is a pure function of it. Ours are `rotating` (MIN with prefetching, after L. A. Belady, 1966) and `static_ring`,
+which keeps a fixed set resident and does the same with the rest in the room that is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ciuic_dist.planning.residency import stay
+from ciuic_dist.planning.trace import Kind, Trace
+from ciuic_dist.planning.view import View
+
+Rank = Callable[[View, int], float]
+"""How readily an item is evicted: the highest goes first."""
+
+
+def furthest(view: View, item: int) -> float:
+    """The use that is furthest away goes first."""
+    return view.next_use[item]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a run of a trace uses its room and its links."""
+
+    name: str
+    rank: Rank = furthest
+    static: frozenset[int] = frozenset()
+    """Items that are never evicted."""
+    expected: tuple[tuple[int, ...], ...] | None = None
+    """For each operation, what to fetch ahead while it runs, in order; None: all that is missing, soonest first."""
+    guarded: bool = True
+    """Fetch ahead only in place of what is needed later than what is fetched."""
+    background: bool = True
+    """Write back ahead of time, while the link down idles."""
+
+    def fetch(self, view: View) -> int | None:
+        """The item to fetch ahead, or None."""
+        if self.expected is None:
+            return min(view.absent, key=lambda item: (view.next_use[item], item), default=None)
+        return next((item for item in self.expected[view.index] if item in view.absent), None)
+
+    def victims(self, view: View, incoming: int, size: int, *, demanded: bool) -> list[int] | None:
+        """Items to evict so that at least ``size`` bytes get free for ``incoming``, or None if it isn't to be.
+
+        ``demanded``: the current operation waits for it.
+        """
+        limit = view.next_use[incoming] if self.guarded and not demanded else -1.0
+        candidates = self._evictable(view, view.resident)
+        found: list[int] = []
+        while size > 0:
+            victim = self._first(view, (item for item in candidates if view.next_use[item] > limit))
+            if victim is None:
+                return None
+            candidates.discard(victim)
+            found.append(victim)
+            size -= view.trace.items[victim].size
+        return found
+
+    def clean(self, view: View) -> int | None:
+        """The dirty item to write back ahead of time, or None: the one that is evicted first."""
+        if not self.background or not view.absent:
+            return None
+        return self._first(view, self._evictable(view, view.resident & view.dirty))
+
+    def _evictable(self, view: View, items: set[int]) -> set[int]:
+        return items - self.static - set(view.pinned)
+
+    def _first(self, view: View, items: Iterable[int]) -> int | None:
+        return max(items, key=lambda item: (self.rank(view, item), item), default=None)
+
+
+def rotating() -> Policy:
+    """MIN that fetches ahead: while the link idles, the soonest missing item replaces the furthest one."""
+    return Policy("rotating")
+
+
+def static_ring(trace: Trace, room: int, ring: int) -> Policy:
+    """Keep what is dearest to move within ``room - ring`` bytes; the rest goes through ``ring`` bytes.
+
+    The dearness of a byte is how often a step would move it: state once, parameters twice, each way. What is
+    spilled of one dearness lies evenly spread in the order of use.
+    """
+    left = room - ring
+    static: set[int] = set()
+    for kind in sorted(Kind, key=lambda kind: -_moves(trace, kind)):
+        items = [item for item in range(len(trace.items)) if _is(trace, item, kind)]
+        items.sort(key=lambda item: trace.uses[item][-1:])
+        sizes = [trace.items[item].size for item in items]
+        kept = [item for item, stays in zip(items, stay(sizes, max(left, 0)), strict=True) if stays]
+        static.update(kept)
+        left -= trace.bytes_of(kept)
+    return Policy(f"static + ring of {ring / 2**30:.1f} GiB", static=frozenset(static))
+
+
+def _is(trace: Trace, item: int, kind: Kind) -> bool:
+    return trace.items[item].kind is kind
+
+
+def _moves(trace: Trace, kind: Kind) -> float:
+    """Uses of an item of this kind in a round, on average."""
+    uses = [len(trace.uses[item]) for item in range(len(trace.items)) if _is(trace, item, kind)]
+    return sum(uses) / max(len(uses), 1)

@@ -1,0 +1,181 @@
+"""Parameter shards that are on the device only around their use.
+
+All share one budget of device memory. A shard that was used stays until its memory is wanted: parameters are used
+forth in forward and back in backward, where evicting the least recently used is the best there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+
+from torch import Tensor
+
+from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.memory.extent import Extent
+from ciuic_dist.memory.mapping import Mapping
+from ciuic_dist.memory.transfer import Ticket
+
+
+class HomeState(Enum):
+    """Where a shard is."""
+
+    AWAY = "away"
+    """In lower tiers, or nowhere yet. Memory: none on the device."""
+    COMING = "coming"
+    """Being read. Memory: the shard's."""
+    HERE = "here"
+    """On the device, perhaps being written down as well. Memory: the shard's."""
+
+
+class SpilledShard:
+    """One shard, its place on the device and its extent in lower tiers."""
+
+    def __init__(self, name: str, mapping: Mapping, start: int, nbytes: int, extent: Extent, homes: Homes) -> None:
+        """The shard is ``nbytes`` from byte ``start`` of ``mapping`` on, whole pages of memory.
+
+        ``wanted``: how many uses are under way; ``others_done`` tells whether the other ranks have finished theirs,
+        ``wait_for_others`` returns when they have.
+        """
+        self.name = name
+        self.nbytes = nbytes
+        self.state = HomeState.AWAY
+        self.wanted = 0
+        self.others_done: Callable[[], bool] = lambda: True
+        self.wait_for_others: Callable[[], None] = lambda: None
+        self._mapping = mapping
+        self._start = start
+        self._extent = extent
+        self._homes = homes
+        self._dirty = True
+        self._reads: list[Ticket] = []
+        self._writes: list[Ticket] = []
+
+    @property
+    def _memory(self) -> Tensor:
+        return self._mapping.memory[self._start : self._start + self.nbytes]
+
+    def take(self) -> None:
+        """See ``Homes.take``."""
+        self._homes.take(self)
+
+    def let_go(self) -> None:
+        """See ``Homes.let_go``."""
+        self._homes.let_go(self)
+
+    def begin(self) -> None:
+        """Start to bring the shard here; its memory must have been made room for."""
+        self.state = HomeState.COMING
+        self._reads = self._extent.fetch(self._memory) if self._extent.stored else []
+        self._dirty = not self._reads
+
+    def arrived(self) -> bool:
+        """Whether ``finish`` would return at once."""
+        return all(ticket.done() for ticket in self._reads)
+
+    def finish(self) -> None:
+        """The shard is here. Raises PageError where it can't be read."""
+        for ticket in self._reads:
+            ticket.wait()
+        self._reads = []
+        self.state = HomeState.HERE
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """The shard is here and stays while the context lasts; afterwards what was written goes down."""
+        self._homes.take(self)
+        self.finish()
+        try:
+            yield
+        finally:
+            self._homes.let_go(self)
+
+    def changing(self) -> None:
+        """The shard is about to be written to."""
+        self._wait_for_writes()
+        self._dirty = True
+
+    def unused(self) -> None:
+        """No use is under way: what was written goes down, behind the computation."""
+        if self._dirty and self.state is HomeState.HERE:
+            self._write()
+
+    def leave(self) -> None:
+        """Give the device memory back."""
+        if self._dirty:
+            self._write()
+        self._wait_for_writes()
+        self._mapping.discard(self._start, self.nbytes)
+        self.state = HomeState.AWAY
+
+    def stay(self) -> None:
+        """The shard, which is here, never leaves any more."""
+        self._wait_for_writes()
+        self._extent.free()
+
+    def _write(self) -> None:
+        self._wait_for_writes()
+        self._writes = self._extent.store(self._memory)
+        self._dirty = False
+
+    def _wait_for_writes(self) -> None:
+        for ticket in self._writes:
+            ticket.wait()
+        self._writes = []
+
+
+class Homes:
+    """All spilled shards of a rank, and the device memory they may have together."""
+
+    def __init__(self) -> None:
+        self.budget = 0
+        self.used = 0
+        self.peak = 0
+        self._recent: dict[SpilledShard, None] = {}  # those here or coming, the least recently used first
+
+    def has_room(self, shards: Sequence[SpilledShard]) -> bool:
+        """Whether all could be taken without waiting for another rank."""
+        missing = sum(shard.nbytes for shard in shards if shard.state is HomeState.AWAY)
+        free = [s for s in self._recent if not s.wanted and s not in shards and s.others_done()]
+        return self.used + missing - sum(shard.nbytes for shard in free) <= self.budget
+
+    def take(self, shard: SpilledShard) -> None:
+        """A use of ``shard`` begins: it is here, or on its way.
+
+        Raises BudgetError where all others are in use too and there is no memory left.
+        """
+        shard.wanted += 1
+        if shard.state is HomeState.AWAY:
+            try:
+                self._make_room(shard)
+            except BaseException:
+                shard.wanted -= 1
+                raise
+            self.used += shard.nbytes
+            self.peak = max(self.peak, self.used)
+            shard.begin()
+        self._recent.pop(shard, None)
+        self._recent[shard] = None
+
+    def let_go(self, shard: SpilledShard) -> None:
+        """A use is over."""
+        shard.wanted -= 1
+        if not shard.wanted:
+            shard.unused()
+
+    def _make_room(self, shard: SpilledShard) -> None:
+        while self.used + shard.nbytes > self.budget:
+            idle = [other for other in self._recent if not other.wanted]
+            if not idle:
+                raise BudgetError(
+                    f"{shard.name} ({shard.nbytes} bytes of parameters on this rank) has no room beside "
+                    f"{', '.join(other.name for other in self._recent)} in the {self.budget} bytes of memory.device "
+                    f"that are left for parameters in use: give memory.device {shard.nbytes} bytes more"
+                )
+            victim = next((other for other in idle if other.others_done()), idle[0])
+            victim.wait_for_others()
+            victim.finish()
+            victim.leave()
+            self.used -= victim.nbytes
+            del self._recent[victim]

@@ -1,0 +1,146 @@
+"""A rank's memory under a budget: what the device may hold of parameters and of pages, and the tiers below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ciuic_dist.comm.groups import timeout_seconds
+from ciuic_dist.memory.budget import BudgetError, Budgets
+from ciuic_dist.memory.extent import Extent
+from ciuic_dist.memory.file import FileTier
+from ciuic_dist.memory.mapping import Mapping
+from ciuic_dist.memory.pager import Pager
+from ciuic_dist.memory.ram import RamTier
+from ciuic_dist.memory.tier import Tier
+from ciuic_dist.memory.transfer import Transfers
+from ciuic_dist.monitor.usage import TierUsage
+from ciuic_dist.sharding.columns import PagedColumn
+from ciuic_dist.sharding.flat import Flat
+from ciuic_dist.sharding.homes import Homes, SpilledShard
+
+_SMALLEST_PAGE, _LARGEST_PAGE = 8 << 10, 4 << 20
+_PAGES_OF_A_BUDGET = 128
+_LEAST_SLOTS = 12
+"""Device slots for pages: what one span of AdamW uses, what comes next and what leaves, with a gradient each."""
+_UNITS_IN_FLIGHT = 3
+"""The largest unit's shard, so often, is the least that parameters need: in use, coming, leaving."""
+_THREADS = 4
+"""What an NVMe drive takes to be busy with large pages."""
+
+
+class Spill:
+    """Divides the device's budget, and knows what everything takes."""
+
+    def __init__(self, budgets: Budgets) -> None:
+        """Reserves the tiers. Raises BudgetError where they can't be had."""
+        assert budgets.device is not None
+        self.budget = budgets.device
+        self.page_bytes = _page_bytes(budgets.device)
+        self.tiers = _open_tiers(budgets, self.page_bytes)
+        self.transfers = Transfers(_THREADS, timeout_seconds())
+        self.homes = Homes()
+        self.pager = Pager(
+            page_bytes=self.page_bytes,
+            most_slots=max(budgets.device // self.page_bytes, _LEAST_SLOTS),
+            slots=_LEAST_SLOTS,
+            tiers=self.tiers,
+            transfers=self.transfers,
+        )
+        self.divided = False
+        self._columns: list[PagedColumn] = []
+        self._shards: list[SpilledShard] = []
+        self._fixed = 0
+
+    def column(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
+        """A column in pages."""
+        column = PagedColumn(name, numel, dtype, self.pager)
+        self._columns.append(column)
+        return column
+
+    def span_numel(self, itemsize: int) -> int:
+        """As many elements as fill a page of fp32, or of what is wider."""
+        return self.page_bytes // max(itemsize, 4)
+
+    def house(self, flat: Flat, mapping: Mapping, start: int) -> SpilledShard | None:
+        """Give the flat a home if it is one that spills; its shard begins at byte ``start`` of ``mapping``."""
+        if not flat.spills:
+            return None
+        nbytes = flat.layout.shard_numel * flat.compute_dtype.itemsize
+        extent = Extent(f"{flat.name} parameters", nbytes, self.tiers, self.transfers)
+        home = flat.home = SpilledShard(flat.name, mapping, start, nbytes, extent, self.homes)
+        self._shards.append(home)
+        return home
+
+    def begin(self, fixed: int) -> None:
+        """Give parameters and pages the least they need; ``fixed`` bytes of the device are others'.
+
+        Raises BudgetError where even that is too much.
+        """
+        self._fixed = fixed
+        largest = max((shard.nbytes for shard in self._shards), default=0)
+        self.homes.budget = min(_UNITS_IN_FLIGHT * largest, self._parameter_bytes)
+        self.check(0)
+
+    def check(self, transient: int) -> None:
+        """Raise BudgetError where the least that pages and parameters need is too much beside ``transient`` bytes."""
+        least = self._fixed + self.homes.budget + _LEAST_SLOTS * self.page_bytes + transient
+        if least > self.budget:
+            raise BudgetError(
+                f"memory.device is {self.budget} bytes and at least {least} are needed: {self._fixed} for the root "
+                f"unit and for exchanging gradients, {self.homes.budget} for parameters in use, "
+                f"{_LEAST_SLOTS * self.page_bytes} for pages of optimizer state and gradients, and {transient} for "
+                f"activations and temporary values: raise it, use smaller micro-batches or checkpoint activations"
+            )
+
+    def divide(self, transient: int) -> None:
+        """Divide what the first step has shown to be free: parameters come first, which are used most often."""
+        self.check(transient)
+        spare = self.budget - self._fixed - transient - self.homes.budget - _LEAST_SLOTS * self.page_bytes
+        for_parameters = min(spare, self._parameter_bytes - self.homes.budget)
+        self.homes.budget += for_parameters
+        self.pager.allow(_LEAST_SLOTS + (spare - for_parameters) // self.page_bytes)
+        self.divided = True
+
+    @property
+    def _parameter_bytes(self) -> int:
+        return sum(shard.nbytes for shard in self._shards)
+
+    @property
+    def used(self) -> int:
+        """Bytes of the device."""
+        return self.homes.used + self.pager.used_bytes
+
+    def lower_tiers(self) -> dict[str, TierUsage]:
+        """By name."""
+        return {tier.name: tier.usage() for tier in self.tiers}
+
+    def end_step(self) -> None:
+        """The pages' cycle is over."""
+        self.pager.end_cycle()
+
+    def close(self) -> None:
+        """Wait for what is under way and give the tiers back."""
+        self.transfers.close()
+        for tier in self.tiers:
+            tier.close()
+
+
+def _page_bytes(device: int) -> int:
+    """A power of two, so that the budget is a good many pages."""
+    size = _SMALLEST_PAGE
+    while size < _LARGEST_PAGE and size * 2 * _PAGES_OF_A_BUDGET <= device:
+        size *= 2
+    return size
+
+
+def _open_tiers(budgets: Budgets, page_bytes: int) -> Sequence[Tier]:
+    tiers: list[Tier] = []
+    if budgets.host is not None:
+        tiers.append(RamTier("host", page_bytes, budgets.host // page_bytes))
+    if budgets.nvme is not None and budgets.folder is not None:
+        tiers.append(FileTier(budgets.folder, page_bytes, budgets.nvme // page_bytes))
+    if not tiers:
+        raise BudgetError("memory.device needs a tier to spill to: give memory.host or memory.nvme as well")
+    return tiers
