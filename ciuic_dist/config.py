@@ -120,6 +120,15 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryConfig:
+    """What each tier may hold, as text such as "20GiB", ``nvme`` with its folder, "/scratch:500GiB". None: no budget."""
+
+    device: str | None = None
+    host: str | None = None
+    nvme: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it."""
 
@@ -129,6 +138,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     @property
     def run_name(self) -> str:

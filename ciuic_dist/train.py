@@ -28,12 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ciuic_dist.comm.errors import Disagreement, PeerLost
     from ciuic_dist.data import DataError
     from ciuic_dist.loop.run import run
+    from ciuic_dist.memory.budget import BudgetError
+    from ciuic_dist.memory.tier import PageError
 
     try:
         return run(config)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, BudgetError) as error:
         return _complain(error, code=2)
-    except (Disagreement, PeerLost) as error:
+    except (Disagreement, PeerLost, PageError) as error:
         return _complain(error, code=1)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.replay import report
@@ -18,17 +19,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.replay", description=__doc__)
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(TOKENS), metavar="NAME,...")
     parser.add_argument("--out", type=Path, default=None, help="a folder for replay.jsonl, replay.md and replay.png")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args()
     unknown = set(options.models) - set(TOKENS)
     if unknown:
         parser.error(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(TOKENS)}")
     records = []
-    for setting in settings(options.models):
-        began = time.monotonic()
-        record = play(setting)
-        records.append(record)
-        outcome = f"{record.ours.seconds:.3f} s, bound {record.bound:.3f} s" if record.ours else record.failure
-        print(f"{setting}: {outcome} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        for record in pool.map(play, settings(options.models)):
+            records.append(record)
+            outcome = f"{record.ours.seconds:.3f} s, bound {record.bound:.3f} s" if record.ours else record.failure
+            print(f"{report.name(record)}: {outcome}", file=sys.stderr, flush=True)
     text = report.configuration() + "\n" + report.table(records) + "\n"
     if any(record.ours for record in records):
         text += "\n" + report.summary(records)

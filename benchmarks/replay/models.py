@@ -113,7 +113,7 @@ def measure(name: str, tokens: int) -> Profile:
     config = architecture.config_class(**case.fields, use_cache=False)
     with FakeTensorMode(allow_non_fake_inputs=True), no_init_weights():
         model: nn.Module = architecture._from_config(config, dtype=torch.bfloat16)
-        model.tie_weights()
+        model.tie_weights()  # type: ignore[operator]
         model.train()
         units = {n: m for n, m in model.named_modules() if type(m).__name__ in case.blocks}
         inputs = case.batch(max(tokens // case.length, 1))

@@ -1,7 +1,7 @@
 """What other systems do: demand paging with the classic replacement rules, and prefetching by prediction.
 
 Each peer gets what favours it: tables learned from the very trace that is replayed, write-back while the link
-idles where it fetches ahead, and the best of several windows (see `windows`).
+idles where it fetches ahead, and the better of two windows (see `windows`).
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def markov(name: str, order: int, trace: Trace, window: int) -> Policy:
 
 
 def windows(trace: Trace, room: int) -> tuple[int, ...]:
-    """Numbers of accesses: about a 16th, a quarter and a half of what the room holds."""
+    """Numbers of accesses: about a 16th and a quarter of what the room holds."""
     held = len(trace.items) * room // trace.size
-    return tuple(sorted({max(2, held // part) for part in (16, 4, 2)}))
+    return tuple(sorted({max(2, held // part) for part in (16, 4)}))
 
 
 def peers(trace: Trace, room: int) -> Iterator[Policy]:

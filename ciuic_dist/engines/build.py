@@ -11,18 +11,30 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
+from ciuic_dist.config import ConfigError, EngineConfig, MemoryConfig, OptimizerConfig, TrainConfig
 from ciuic_dist.engines.base import Engine
 from ciuic_dist.sharding.units import find_units
 
 _ENGINES: Final = {"paged": "PagedEngine", "fsdp2": "FSDP2Engine", "deepspeed": "DeepSpeedEngine"}
 
 
-def build(config: EngineConfig, model: nn.Module, *, optimizer: OptimizerConfig, train: TrainConfig) -> Engine:
-    """Spread ``model`` (it may be deferred, on meta) over the ranks.
+def build(
+    config: EngineConfig,
+    model: nn.Module,
+    *,
+    optimizer: OptimizerConfig,
+    train: TrainConfig,
+    memory: MemoryConfig | None = None,
+) -> Engine:
+    """Spread ``model`` (it may be deferred, on meta) over the ranks, within ``memory``.
 
     Raises ConfigError where the model or the engine cannot do what the settings ask.
     """
+    options = {}
+    if memory is not None and memory != MemoryConfig():
+        if config.name != "paged":
+            raise ConfigError(f"engine={config.name} has no memory budgets: leave memory.* out, or use engine=paged")
+        options["memory"] = memory
     model.train()
     if train.activation_checkpointing:
         _checkpoint_activations(model)
@@ -31,7 +43,7 @@ def build(config: EngineConfig, model: nn.Module, *, optimizer: OptimizerConfig,
             if unit.name:
                 unit.module.forward = _compiled(unit.module.forward)
     make: Any = getattr(import_module(f"ciuic_dist.engines.{config.name}"), _ENGINES[config.name])
-    engine: Engine = make(model, engine=config, optimizer=optimizer, train=train)
+    engine: Engine = make(model, engine=config, optimizer=optimizer, train=train, **options)
     return engine
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ciuic_dist.checkpoint.files import load, save
 from ciuic_dist.engines.base import Batch
 from ciuic_dist.engines.evaluates import Evaluates
+from ciuic_dist.memory.budget import Memory
 from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.optim.adamw import AdamW
 from ciuic_dist.sharding.clip import clip_grad_norm_
@@ -19,23 +20,31 @@ from ciuic_dist.sharding.shard import shard
 from ciuic_dist.status import status
 
 if TYPE_CHECKING:
-    from ciuic_dist.config import EngineConfig, OptimizerConfig, TrainConfig
+    from ciuic_dist.config import EngineConfig, MemoryConfig, OptimizerConfig, TrainConfig
 
 
 class PagedEngine(Evaluates):
-    """ZeRO stages 0 to 3 over shared memory or collectives."""
+    """ZeRO stages 0 to 3 over shared memory or collectives, within budgets of memory."""
 
     def __init__(
-        self, model: nn.Module, *, engine: EngineConfig, optimizer: OptimizerConfig, train: TrainConfig
+        self,
+        model: nn.Module,
+        *,
+        engine: EngineConfig,
+        optimizer: OptimizerConfig,
+        train: TrainConfig,
+        memory: MemoryConfig | None = None,
     ) -> None:
         precision = "bf16" if train.precision == "bf16" else None
-        self.model = shard(model, stage=engine.stage, mixed_precision=precision)
+        budget = None if memory is None else Memory(memory.device, memory.host, memory.nvme)
+        self.model = shard(model, stage=engine.stage, memory=budget, mixed_precision=precision)
         self.optimizer = AdamW(
             self.model.parameters(),
             lr=optimizer.lr,
             betas=optimizer.betas,
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
+            in_backward=train.clip is None,
         )
 
     def forward_backward(self, batch: Batch, *, accumulation: int, last: bool) -> Tensor:
@@ -65,5 +74,5 @@ class PagedEngine(Evaluates):
         return status(self.model).tiers
 
     def close(self) -> None:
-        """Let go of the other ranks."""
-        sharded_of(self.model).exchange.close()
+        """Let go of the other ranks, and of lower tiers."""
+        sharded_of(self.model).close()

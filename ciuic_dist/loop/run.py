@@ -60,7 +60,9 @@ def _run(config: Config, corpus: data.Corpus, model: nn.Module, folder: RunFolde
     if first >= config.train.steps:
         _say(f"{folder.path} is finished: {first} steps. More train.steps continue it, another run.name starts anew")
         return FINISHED
-    engine = build_engine(config.engine, model, optimizer=config.optimizer, train=config.train)
+    engine = build_engine(
+        config.engine, model, optimizer=config.optimizer, train=config.train, memory=config.memory
+    )
     try:
         if first:
             _say(f"resuming {folder.path} after step {first}")

@@ -55,13 +55,12 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **kwargs)
         self._settle()
         known = set()
-        for given in _storages((args, kwargs.values())):
+        for given in _storages([*args, *kwargs.values()]):
             known.add(given._cdata)
             self._look_at(given)
-        for storage in _storages((result,)):
-            if storage._cdata in self._sizes:
-                self._look_at(storage)
-            elif storage._cdata not in known or func is _MAKES_FROM_PYTHON:
+        for storage in _storages([result]):
+            made = storage._cdata not in known or func is _MAKES_FROM_PYTHON
+            if made and storage._cdata not in self._sizes:
                 self._count(storage)
         self.peak = max(self.peak, self._now)
         return result
@@ -92,5 +91,7 @@ def _storages(values: Iterable[Any]) -> Iterator[UntypedStorage]:
         if isinstance(value, Tensor):
             if torch._C._has_storage(value) and not value.is_meta:
                 yield value.untyped_storage()
-        elif isinstance(value, Iterable) and not isinstance(value, str):
+        elif isinstance(value, UntypedStorage):
+            yield value
+        elif isinstance(value, list | tuple):
             yield from _storages(value)

@@ -58,9 +58,8 @@ class _Program:
         rows, columns, values = (np.array(column) for column in zip(*indices, strict=True))
         matrix = csr_array((values, (rows, columns)), shape=(len(self.rows), len(self.costs)))
         bounds = list(zip(self.lower, self.upper, strict=True))
-        result = linprog(
-            self.costs, A_ub=matrix, b_ub=[limit for _, limit in self.rows], bounds=bounds, method="highs-ipm"
-        )
+        limits = [limit for _, limit in self.rows]
+        result = linprog(self.costs, A_ub=matrix, b_ub=limits, bounds=bounds, method="highs-ipm")
         if result.status != 0:
             raise RuntimeError(f"the linear program has no solution: {result.message}")
         return float(result.fun)
@@ -104,9 +103,9 @@ def _groups(trace: Trace, phases: list[list[int]]) -> Iterable[_Group]:
         for mark, items in enumerate((op.uses, single, op.dirties, op.creates, op.discards)):
             for item in items:
                 marks[item][mark].add(phase)
-    for item, sets in zip(trace.items, marks, strict=True):
+    for index, sets in enumerate(marks):
         if sets[0]:
-            found[tuple(map(frozenset, sets))] += item.size
+            found[tuple(map(frozenset, sets))] += trace.items[index].size
     return [_Group(size, *sets) for sets, size in found.items()]
 
 

@@ -10,7 +10,7 @@ from ciuic_dist.planning.policy import Policy
 from ciuic_dist.planning.trace import Trace
 from ciuic_dist.planning.view import View
 
-CYCLES = 48
+CYCLES = 16
 """Where a policy doesn't settle by then, the second half of these is averaged."""
 
 
@@ -28,6 +28,8 @@ class Outcome:
     """Bytes fetched."""
     down: float
     """Bytes written back."""
+    peak: int
+    """Bytes of items on the device at the most, transfers under way included."""
     cycles: int
     """How many rounds were played."""
 
@@ -56,6 +58,8 @@ class _Run:
     seconds: list[float]
     view: View
     free: int
+    least: int
+    """Bytes that were free at the least."""
     counters: _Counters = field(default_factory=_Counters)
     running: float | None = None
     """When the current operation ends; None while it waits."""
@@ -111,7 +115,7 @@ class _Run:
     def _create(self) -> None:
         for item in self.trace.ops[self.view.index].creates:
             if item not in self.view.resident and self._room_for(item, demanded=True):
-                self.free -= self._size(item)
+                self._occupy(item)
                 self.view.absent.discard(item)
                 self._arrive(item)
 
@@ -124,7 +128,7 @@ class _Run:
             size = self._size(self.reserved)
             if self.free < size:
                 return
-            self.free -= size
+            self._occupy(self.reserved)
             self.counters.up += size
             self.rising = _Transfer(self.reserved, self.counters.seconds + size / self.machine.up)
             self.reserved = None
@@ -162,6 +166,10 @@ class _Run:
             for victim in victims:
                 self._evict(victim)
         return starting or self.free >= self._size(item)
+
+    def _occupy(self, item: int) -> None:
+        self.free -= self._size(item)
+        self.least = min(self.least, self.free)
 
     def _evict(self, item: int) -> None:
         self.view.resident.remove(item)
@@ -234,7 +242,7 @@ def simulate(trace: Trace, machine: Machine, policy: Policy) -> Outcome:
     """
     room = machine.room(trace)
     seconds = [machine.seconds(op) for op in trace.ops]
-    run = _Run(trace, machine, policy, seconds, View(trace), room)
+    run = _Run(trace, machine, policy, seconds, View(trace), free=room, least=room)
     history: list[_Counters] = []
     seen: dict[tuple[object, ...], int] = {}
     for cycle in range(CYCLES + 1):
@@ -247,7 +255,7 @@ def simulate(trace: Trace, machine: Machine, policy: Policy) -> Outcome:
         run.cycle()
     else:
         first = CYCLES // 2
-    return _average(history, min(first, len(history) - 2), trace, sum(seconds), policy.name)
+    return _average(history, min(first, len(history) - 2), run, room - run.least)
 
 
 def _repeats(history: list[_Counters], period: int) -> bool:
@@ -258,16 +266,17 @@ def _repeats(history: list[_Counters], period: int) -> bool:
     return math.isclose(now - middle, middle - then, rel_tol=1e-6)
 
 
-def _average(history: list[_Counters], first: int, trace: Trace, computing: float, name: str) -> Outcome:
+def _average(history: list[_Counters], first: int, run: _Run, peak: int) -> Outcome:
     then, now = history[first], history[-1]
-    steps = (len(history) - 1 - first) * trace.steps
+    steps = (len(history) - 1 - first) * run.trace.steps
     seconds = (now.seconds - then.seconds) / steps
     return Outcome(
-        policy=name,
+        policy=run.policy.name,
         seconds=seconds,
-        stall=seconds - computing / trace.steps,
+        stall=seconds - sum(run.seconds) / run.trace.steps,
         misses=(now.misses - then.misses) / steps,
         up=(now.up - then.up) / steps,
         down=(now.down - then.down) / steps,
+        peak=peak,
         cycles=len(history) - 1,
     )

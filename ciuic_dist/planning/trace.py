@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 
 class Kind(StrEnum):
@@ -103,7 +104,10 @@ class Trace:
         """A trace from `to_json`. Raises KeyError, TypeError or ValueError where it is none."""
         fields = json.loads(text)
         items = tuple(Item(i["name"], i["size"], Kind(i["kind"])) for i in fields.pop("items"))
-        ops = tuple(
-            Op(**{k: tuple(v) if isinstance(v, list) else v for k, v in op.items()}) for op in fields.pop("ops")
-        )
+        ops = tuple(_op(op) for op in fields.pop("ops"))
         return cls(items, ops, **fields)
+
+
+def _op(fields: dict[str, Any]) -> Op:
+    """JSON has no tuples."""
+    return Op(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})

@@ -1,4 +1,4 @@
-"""Measures a model's forward and backward, unit by unit, without computing anything. The only planner that needs torch."""
+"""Measures a model's forward and backward, unit by unit, without computing. The only planner that needs torch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Meter(TorchDispatchMode):
     """Knows which unit computes, and charges it."""
 
     def __init__(self, model: nn.Module, units: Mapping[str, nn.Module]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotations there
         self.root = len(units)
         owner: dict[nn.Parameter, int] = {}
         for index, module in enumerate(units.values()):
@@ -143,4 +143,4 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

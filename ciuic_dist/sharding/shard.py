@@ -70,7 +70,7 @@ def shard(
     exchange = _choose_exchange(model, made, stage, device, spill)
     exchange.place(flats)
     if spill is not None:
-        spill.begin(exchange.usage())
+        spill.begin(exchange.usage() + exchange.in_flight())
     for unit in made:
         unit.keep_full = exchange.keeps_full
         if exchange.gathers:

@@ -169,7 +169,7 @@ class Sharded:
     def _end_spilled_step(self, spill: Spill) -> None:
         if self.meter is not None and self.meter.started:
             self.meter.stop()
-            spill.divide(max(gather_objects(self.meter.peak)))
+            spill.divide(max(gather_objects(self.meter.peak + self._state_bytes)))
             self.meter = None
         spill.end_step()
 
@@ -186,16 +186,26 @@ class Sharded:
             flat.check_attached()
         self.versions.check()
 
+    def close(self) -> None:
+        """Let go of the other ranks and of lower tiers; the model is of no use any more."""
+        self.exchange.close()
+        if self.spill is not None:
+            self.spill.close()
+
     def usage(self) -> int:
-        """Bytes this rank holds for parameters, gradients and, as of the last update, optimizer state."""
+        """Bytes this rank holds for parameters, gradients and, as of the last update, optimizer state.
+
+        Under a budget also the most that the first step took for anything else.
+        """
+        if self.spill is not None:
+            return self.spill.used + (self.spill.transient or self._state_bytes)
         landings = sum(
             flat.landing.nbytes
             for flat in self.flats
             if flat.landing is not None and flat.landing.untyped_storage().nbytes() == flat.landing.nbytes
         )
-        spilled = 0 if self.spill is None else self.spill.used
         own = sum(flat.own_bytes for flat in self.flats)
-        return self.exchange.usage() + own + landings + self._state_bytes + spilled
+        return self.exchange.usage() + own + landings + self._state_bytes
 
     def note_peak(self) -> None:
         """Called where memory has grown."""

@@ -49,6 +49,8 @@ class Spill:
             transfers=self.transfers,
         )
         self.divided = False
+        self.steps = 0
+        self.transient = 0
         self._columns: list[PagedColumn] = []
         self._shards: list[SpilledShard] = []
         self._fixed = 0
@@ -97,6 +99,7 @@ class Spill:
     def divide(self, transient: int) -> None:
         """Divide what the first step has shown to be free: parameters come first, which are used most often."""
         self.check(transient)
+        self.transient = transient
         spare = self.budget - self._fixed - transient - self.homes.budget - _LEAST_SLOTS * self.page_bytes
         for_parameters = min(spare, self._parameter_bytes - self.homes.budget)
         self.homes.budget += for_parameters
@@ -109,8 +112,8 @@ class Spill:
 
     @property
     def used(self) -> int:
-        """Bytes of the device."""
-        return self.homes.used + self.pager.used_bytes
+        """Bytes of the device, but for activations and temporary values."""
+        return self._fixed + self.homes.used + self.pager.used_bytes
 
     def lower_tiers(self) -> dict[str, TierUsage]:
         """By name."""
@@ -118,6 +121,7 @@ class Spill:
 
     def end_step(self) -> None:
         """The pages' cycle is over."""
+        self.steps += 1
         self.pager.end_cycle()
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ PLAIN_ADAMW = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1, fused=True)
 OUR_ADAMW = partial(cd.AdamW, lr=1e-2, weight_decay=0.1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Task:
     """What to train, and how. ``sums``: for each reduction of a step, how many micro-batches it sums."""
 
@@ -61,6 +61,7 @@ class Task:
     max_norm: float | None = None
     decay: bool = False
     after_backward: Callable[[nn.Module], None] | None = None
+    at_end: Callable[[nn.Module], None] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -102,8 +103,10 @@ def train_sharded(task: Task, stage: int) -> Training:
         optimizer.zero_grad()
         if task.decay:
             schedule.step()
+    if task.at_end is not None:
+        task.at_end(model)
     state = cd.full_state_dict(model)
-    sharded_of(model).exchange.close()
+    sharded_of(model).close()
     return Training(losses, norms, state)
 
 

@@ -84,6 +84,10 @@ class Exchange(Protocol):
         """Bytes of this rank's memory that the exchange holds; its share of what is mapped by several."""
         ...
 
+    def in_flight(self) -> int:
+        """Bytes that full forms take at most besides ``usage`` at rest."""
+        ...
+
     def close(self) -> None:
         """Let go of peers and of memory that belongs to no flat."""
         ...

@@ -130,6 +130,11 @@ class CollectiveExchange:
         kept = {id(buffer): buffer.nbytes for buffer in self._kept.values()}
         return shards + full + sum((buffers | kept).values())
 
+    def in_flight(self) -> int:
+        """At stage 3 the root, the unit in use and the one ahead."""
+        sizes = sorted((flat.full_bytes for flat in self._flats), reverse=True)
+        return sum(sizes[:3]) if self._stage == 3 else 0
+
     def close(self) -> None:
         """The process group is the caller's."""
 

@@ -154,6 +154,10 @@ class SharedExchange:
         full = sum(flat.full_bytes for flat in self._flats if flat.home is None)
         return self._mailbox.nbytes + (full // self._world if self._share_full else full)
 
+    def in_flight(self) -> int:
+        """None: what comes and goes has a budget."""
+        return 0
+
     def close(self) -> None:
         """Hang up."""
         self._pool.doorbell.close()

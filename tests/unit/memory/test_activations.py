@@ -40,9 +40,10 @@ class Block(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         rows, length, width = inputs.shape
         heads = self.qkv(self.before(inputs)).view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(*heads.unbind(), is_causal=True)
+        query, key, value = heads.unbind()
+        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         inputs = inputs + self.out(attended.transpose(1, 2).reshape(rows, length, width))
-        return inputs + self.mlp(self.between(inputs))
+        return torch.add(inputs, self.mlp(self.between(inputs)))
 
 
 class Saves(torch.autograd.Function):
@@ -384,7 +385,7 @@ def test_prefetch_brings_back_the_latest_forward(model: nn.ModuleList, tier: Ram
         store.prefetch(index)
     store.settle()
     assert reads(transfers) == used / 2
-    newer.backward()
+    newer.backward(retain_graph=True)
     assert reads(transfers) == used / 2, "backward found everything"
     for index in range(len(model)):
         store.prefetch(index)
@@ -392,14 +393,15 @@ def test_prefetch_brings_back_the_latest_forward(model: nn.ModuleList, tier: Ram
     assert reads(transfers) == used
     older.backward()
     assert reads(transfers) == used
+    del newer
     assert_empty(store, tier)
 
 
 class Gated(RamTier):
     """Writes wait for ``gate``."""
 
-    def __init__(self) -> None:
-        super().__init__("host", PAGE, SLOTS)
+    def __init__(self, slots: int = SLOTS) -> None:
+        super().__init__("host", PAGE, slots)
         self.gate = Event()
 
     def write(self, slot: int, source: Tensor, name: str) -> None:
@@ -407,7 +409,8 @@ class Gated(RamTier):
         super().write(slot, source, name)
 
 
-def test_what_is_not_yet_written_is_not_read(model: nn.ModuleList, transfers: Transfers) -> None:
+@pytest.mark.parametrize("settled", [False, True])
+def test_what_is_not_yet_written_is_not_read(settled: bool, model: nn.ModuleList, transfers: Transfers) -> None:
     tier = Gated()
     store = store_of(tier, transfers, model, under_way=1 << 30)
     loss_of(model, None).backward()
@@ -415,6 +418,9 @@ def test_what_is_not_yet_written_is_not_read(model: nn.ModuleList, transfers: Tr
     loss = loss_of(model, store)
     for index in range(len(model)):
         store.prefetch(index)
+    if settled:
+        tier.gate.set()
+        store.settle()
     loss.backward()
     assert_equal(gradients(model), expected)
     assert reads(transfers) == 0
@@ -432,6 +438,24 @@ def test_a_write_under_way_outlives_its_graph(transfers: Transfers) -> None:
     store.prefetch(0)
     assert tier.pool.used == 4, "its slots are still written to"
     tier.gate.set()
+    assert_empty(store, tier)
+
+
+def test_slots_that_are_still_written_to_are_waited_for(transfers: Transfers) -> None:
+    tier = Gated(slots=4)
+
+    class Opening(ActivationStore):
+        def settle(self) -> None:
+            tier.gate.set()
+            super().settle()
+
+    store = Opening(tier, transfers, least_bytes=1, bytes_under_way=1 << 20, keep=lambda _: False)
+    leaf = torch.randn(PAGE, requires_grad=True)
+    for _ in range(2):
+        with store.saving(0):
+            result = leaf.exp()
+        del result
+    assert tier.gate.is_set()
     assert_empty(store, tier)
 
 

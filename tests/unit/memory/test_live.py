@@ -45,6 +45,9 @@ def test_what_was_there_before_does_not_count() -> None:
         before.add_(1)
         view = before[1:]
         assert (live.now, live.peak) == (0, 0)
+        large = torch.frombuffer(bytearray(1 << 24), dtype=torch.uint8).untyped_storage()
+        assert torch.empty(0).set_(large).untyped_storage() is large
+        assert live.now == 0, "what set_ is given is no new storage"
         copies = torch._foreach_add([before, view], 1)
         assert live.now == sum(copy.nbytes for copy in copies)
         listed = torch.tensor([1.0, 2.0])
@@ -72,8 +75,8 @@ def test_resized_storages_count_by_their_present_size() -> None:
         value.untyped_storage().resize_(0)
         assert live.now == 0
         value.untyped_storage().resize_(12 << 10)
-        value.zero_()
-        assert live.peak == 12 << 10
+        value.sum()
+        assert live.peak == (12 << 10) + 4
         value.untyped_storage().resize_(0)
         del value
         assert live.now == 0

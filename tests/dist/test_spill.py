@@ -1,0 +1,135 @@
+"""A budget of memory changes where things are and nothing else: equal to the last bit with memory to spare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ciuic_dist as cd
+from ciuic_dist.memory.budget import parse_size
+from ciuic_dist.status import Spilling
+from tests.dist.launch import launch
+from tests.dist.models import Stack
+from tests.dist.training import OUR_ADAMW, Task, Training, train_sharded
+
+DEVICE = "900KB"
+WIDE = partial(Stack, 48, 200)
+"""Three blocks of 19 thousand parameters: state and gradients are many times the budget's pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spilled:
+    """What a rank trained, and what its memory did meanwhile."""
+
+    training: Training
+    peak: int
+    spilling: Spilling
+
+
+def train_spilled(task: Task, stage: int) -> Spilled:
+    """Collective; ``task.options`` has the budget."""
+    seen: list[Any] = []
+    training = train_sharded(replace(task, at_end=lambda model: seen.append(cd.status(model))), stage)
+    return Spilled(training, seen[0].tiers["device"].peak, seen[0].spilling)
+
+
+def assert_spilling_changes_nothing(
+    task: Task, memory: cd.Memory, stage: int = 3, world: int = 2, shared: bool = True
+) -> list[Spilled]:
+    """Trains twice; the second time under ``memory``, which must have been kept and must have been too little."""
+    free = launch(train_sharded, task, stage, world=world, shared=shared)
+    task = replace(task, options={**task.options, "memory": memory})
+    under_budget: list[Spilled] = launch(train_spilled, task, stage, world=world, shared=shared)
+    for rank, spilled in enumerate(under_budget):
+        assert spilled.training.losses == free[rank].losses
+        assert spilled.training.norms == free[rank].norms
+        assert spilled.training.state.keys() == free[rank].state.keys()
+        for name, value in free[rank].state.items():
+            assert torch.equal(spilled.training.state[name], value), name
+        assert sum(link.bytes for link in spilled.spilling.links.values()) > 0
+        assert memory.device is not None
+        assert spilled.peak <= parse_size(memory.device, "device")
+    return under_budget
+
+
+TIERS = {
+    "host": lambda folder: cd.Memory(device=DEVICE, host="16MB"),
+    "nvme": lambda folder: cd.Memory(device=DEVICE, nvme=f"{folder}:16MB"),
+    "host and nvme": lambda folder: cd.Memory(device=DEVICE, host="400KB", nvme=f"{folder}:16MB"),
+}
+every_tier = pytest.mark.parametrize("tier", TIERS)
+
+
+@every_tier
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("precision", [None, "bf16"])
+def test_every_stage_tier_and_precision(
+    tier: str, stage: int, world: int, precision: str | None, tmp_path: Path
+) -> None:
+    task = Task(WIDE, steps=4, options={"mixed_precision": precision})
+    assert_spilling_changes_nothing(task, TIERS[tier](tmp_path), stage, world)
+
+
+@pytest.mark.parametrize("precision", [None, "bf16"])
+def test_twenty_steps(precision: str | None, tmp_path: Path) -> None:
+    task = Task(WIDE, steps=20, decay=True, max_norm=0.05, options={"mixed_precision": precision})
+    assert_spilling_changes_nothing(task, TIERS["nvme"](tmp_path))
+
+
+@every_tier
+def test_clipping(tier: str, tmp_path: Path) -> None:
+    assert_spilling_changes_nothing(Task(WIDE, steps=4, max_norm=0.05), TIERS[tier](tmp_path))
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("sums", [(2,), (1, 2), (1, 1)])
+def test_accumulation(stage: int, sums: tuple[int, ...], tmp_path: Path) -> None:
+    assert_spilling_changes_nothing(Task(WIDE, sums=sums), TIERS["nvme"](tmp_path), stage)
+
+
+@pytest.mark.parametrize("sums", [(1,), (3,)])
+@pytest.mark.parametrize("precision", [None, "bf16"])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_optimizer_in_the_backward(
+    sums: tuple[int, ...], precision: str | None, world: int, tmp_path: Path
+) -> None:
+    task = Task(WIDE, steps=4, sums=sums, options={"mixed_precision": precision})
+    free = launch(train_sharded, task, 3, world=world)
+    early = replace(task, paged=partial(OUR_ADAMW, in_backward=True))
+    assert [t.losses for t in launch(train_sharded, early, 3, world=world)] == [t.losses for t in free]
+    spilled = assert_spilling_changes_nothing(early, TIERS["nvme"](tmp_path), world=world)
+    assert [s.training.losses for s in spilled] == [t.losses for t in free]
+
+
+OPTIMIZERS = {
+    "SGD": (torch.optim.SGD, {"lr": 0.1}),
+    "momentum": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    "RMSprop": (torch.optim.RMSprop, {"lr": 1e-3, "momentum": 0.5, "centered": True}),
+    "Adagrad": (torch.optim.Adagrad, {"lr": 1e-2}),
+    "NAdam": (torch.optim.NAdam, {"lr": 1e-3}),
+    "AMSGrad": (torch.optim.AdamW, {"lr": 1e-3, "amsgrad": True}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_elementwise_optimizer(name: str, tmp_path: Path) -> None:
+    cls, options = OPTIMIZERS[name]
+    task = Task(WIDE, paged=partial(cd.paged, cls, **options), steps=4)
+    assert_spilling_changes_nothing(task, TIERS["nvme"](tmp_path))
+
+
+def test_three_ranks(tmp_path: Path) -> None:
+    assert_spilling_changes_nothing(Task(WIDE, steps=4), TIERS["nvme"](tmp_path), world=3)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("world", [2, 3])
+def test_collectives(stage: int, world: int, tmp_path: Path) -> None:
+    memory = cd.Memory(device="1500KB", nvme=f"{tmp_path}:16MB")
+    assert_spilling_changes_nothing(Task(WIDE, steps=4), memory, stage, world, shared=False)
