@@ -73,13 +73,13 @@ def status(model: nn.Module) -> Status:
 
 
 def _spilling(spill: Spill) -> Spilling:
-    moved, counts = spill.transfers.stats, spill.pager.counts
+    moved, pagers = spill.transfers.stats, (spill.states, spill.gradients)
     return Spilling(
         dict(moved.links),
         moved.stall_seconds,
-        counts.accesses,
-        counts.hits,
-        counts.faults,
-        counts.unforeseen,
+        sum(pager.counts.accesses for pager in pagers),
+        sum(pager.counts.hits for pager in pagers),
+        sum(pager.counts.faults for pager in pagers),
+        sum(pager.counts.unforeseen for pager in pagers),
         spill.steps,
     )

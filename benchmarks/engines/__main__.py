@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from benchmarks.engines import hosts as places
-from benchmarks.engines import machine, report
-from benchmarks.engines.launch import ROOT, RunError, launch
+from benchmarks.engines import report
 from benchmarks.engines.results import Run, run_of, summarize
-from benchmarks.engines.setting import ENGINES, Setting
+from benchmarks.measure import hosts as places
+from benchmarks.measure import machine
+from benchmarks.measure.launch import ROOT, RunError, launch
+from benchmarks.measure.record import record
+from benchmarks.measure.setting import ENGINES, Setting
 
 IMAGE = ROOT / "docs" / "images" / "engines.png"
 
@@ -81,45 +81,38 @@ def measure(setting: Setting, engines: list[str], repetitions: int, limit: float
     with places.hosts(setting.hosts) as hosts:
         for repetition in range(repetitions):
             for engine in (name for name in engines if name not in failed):
-                began, others = time.monotonic(), machine.others_seconds()
+                command = ("benchmarks.engines.worker", engine, json.dumps(asdict(setting)))
                 try:
-                    reports = launch(engine, setting, hosts, limit)
+                    with machine.watched() as others:
+                        reports = launch(command, setting.world(engine), hosts, limit, device=setting.device)
                 except RunError as error:
                     failed.add(engine)
                     yield Run(engine, repetition, error=str(error))
                     continue
-                others = (machine.others_seconds() - others) / (time.monotonic() - began)
-                yield run_of(engine, repetition, setting, reports, hosts=len(hosts), others=round(others, 3))
+                yield run_of(engine, repetition, setting, reports, hosts=len(hosts), others=others[0])
 
 
 def main() -> None:
     """Run, say how each run went as it ends, and print the table; exit code 1 where an engine failed."""
     options, setting = arguments()
     about = machine.describe()
-    _record(options.out, "configuration", {"setting": asdict(setting), "repetitions": options.reps, "machine": about})
+    record(options.out, "configuration", {"setting": asdict(setting), "repetitions": options.reps, "machine": about})
     runs = []
     try:
         for run in measure(setting, options.engines, options.reps, options.limit):
             runs.append(run)
-            _record(options.out, "run", asdict(run))
+            record(options.out, "run", asdict(run))
             outcome = run.error or f"{run.tokens_per_second:.1f} tokens/s, loss {run.losses[-1]:.6f}"
             print(f"{run.repetition + 1}/{options.reps} {run.engine}: {outcome}", file=sys.stderr, flush=True)
     except places.HostsError as error:
         sys.exit(str(error))
     summaries = summarize(runs, setting.ranks)
     for summary in summaries:
-        _record(options.out, "summary", asdict(summary))
+        record(options.out, "summary", asdict(summary))
     print(f"{report.configuration(setting, about, runs)}\n{report.table(summaries, runs, setting)}")
     if options.plot and summaries:
         report.plot(summaries, setting, options.plot)
     sys.exit(any(run.error for run in runs))
-
-
-def _record(path: Path | None, kind: str, fields: dict[str, Any]) -> None:
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind} | fields) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 import ciuic_dist as cd
-from benchmarks.engines.setting import Setting
+from benchmarks.measure.loop import Batch, Step
+from benchmarks.measure.setting import Setting
 from ciuic_dist.config import EngineConfig, OptimizerConfig, TrainConfig
 from ciuic_dist.engines.build import build
 from ciuic_dist.models.deferred import materialize
-
-Batch = dict[str, Tensor]
-Step = Callable[[Batch], Tensor]  # one optimizer step on this rank's sequences; their mean loss, 0-dim
 
 
 def join(engine: str, setting: Setting) -> None:
@@ -37,13 +35,13 @@ def join(engine: str, setting: Setting) -> None:
 def plain(model: nn.Module, setting: Setting) -> Step:
     """One process."""
     materialize(model).to(setting.device)
-    return _loop(model, _adamw(model, setting), _autocast(setting))
+    return training_loop(model, torch_adamw(model, setting), _autocast(setting))
 
 
 def ddp(model: nn.Module, setting: Setting) -> Step:
     """PyTorch's DistributedDataParallel: everything on every rank."""
     replica = DistributedDataParallel(materialize(model).to(setting.device), gradient_as_bucket_view=True)
-    return _loop(replica, _adamw(replica, setting), _autocast(setting))
+    return training_loop(replica, torch_adamw(replica, setting), _autocast(setting))
 
 
 def fsdp2(model: nn.Module, setting: Setting) -> Step:
@@ -57,7 +55,7 @@ def fsdp2(model: nn.Module, setting: Setting) -> Step:
     for layer in model.get_submodule("model.layers").children():
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    return _loop(model, _adamw(model, setting))
+    return training_loop(model, torch_adamw(model, setting))
 
 
 def ours(model: nn.Module, setting: Setting) -> Step:
@@ -66,7 +64,7 @@ def ours(model: nn.Module, setting: Setting) -> Step:
     optimizer = cd.AdamW(
         model.parameters(), lr=setting.learning_rate, betas=setting.betas, weight_decay=setting.weight_decay
     )
-    return _loop(model, optimizer)
+    return training_loop(model, optimizer)
 
 
 def deepspeed(model: nn.Module, setting: Setting) -> Step:
@@ -93,7 +91,8 @@ MAKERS: Final[dict[str, Callable[[nn.Module, Setting], Step]]] = {
 }
 
 
-def _adamw(model: nn.Module, setting: Setting) -> AdamW:
+def torch_adamw(model: nn.Module, setting: Setting) -> AdamW:
+    """PyTorch's own, fused."""
     return AdamW(
         model.parameters(),
         lr=setting.learning_rate,
@@ -107,7 +106,10 @@ def _autocast(setting: Setting) -> AbstractContextManager[None]:
     return torch.autocast(setting.device, torch.bfloat16) if setting.dtype == "bf16" else nullcontext()
 
 
-def _loop(model: nn.Module, optimizer: Optimizer, precision: AbstractContextManager[None] | None = None) -> Step:
+def training_loop(
+    model: nn.Module, optimizer: Optimizer, precision: AbstractContextManager[None] | None = None
+) -> Step:
+    """Forward, backward, update."""
     precision = precision or nullcontext()
 
     def step(batch: Batch) -> Tensor:

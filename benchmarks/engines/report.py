@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engines.results import Run, Summary
-from benchmarks.engines.setting import Setting
+from benchmarks.measure.record import markdown, reason
+from benchmarks.measure.setting import Setting
 
 _COLUMNS = (
     "engine",
@@ -48,21 +49,13 @@ def table(summaries: Sequence[Summary], runs: Sequence[Run], setting: Setting) -
     """Markdown; the limit in its last line. Engines that failed have the reason."""
     memory = "peak GPU memory" if setting.device == "cuda" else "peak memory of a host (sum of PSS)"
     titles = [title.format(memory=memory) for title in _COLUMNS]
-    rows = [titles, ["---", *["---:"] * (len(titles) - 1)], *(_row(summary) for summary in summaries)]
+    rows = [_row(summary) for summary in summaries]
     plain = next((summary for summary in summaries if summary.engine == "plain"), None)
     if plain:
         limit = f"{setting.ranks * plain.tokens_per_second:.1f}"
-        rows.append(["limit", limit, "100%", *[""] * (len(titles) - 3)])
-    failed = (run for run in runs if run.error)
-    rows += ([run.engine, f"failed: {reason(run.error)}", *[""] * (len(titles) - 2)] for run in failed)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def reason(error: str) -> str:
-    """The line that says what went wrong, safe inside a table: the last that names an error."""
-    lines = error.strip().splitlines()
-    named = [line for line in lines if "Error: " in line]
-    return (named or lines)[-1].replace("|", "/")
+        rows.append(["limit", limit, "100%"])
+    rows += ([run.engine, f"failed: {reason(run.error)}"] for run in runs if run.error)
+    return markdown(titles, rows)
 
 
 def _row(summary: Summary) -> list[str]:

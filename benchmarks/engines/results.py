@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from benchmarks.engines.memory import peak_of_sum
-from benchmarks.engines.setting import Setting
+from benchmarks.measure.over_ranks import mean_losses, peak_of_sum
+from benchmarks.measure.setting import Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,18 @@ def run_of(
     engine: str, repetition: int, setting: Setting, reports: Sequence[dict[str, Any]], *, hosts: int, others: float
 ) -> Run:
     """The figures of one run whose ranks, in order, left `reports`."""
-    step_seconds = reports[0]["step_seconds"]
+    steps = [report["steps"] for report in reports]
+    step_seconds = steps[0]["step_seconds"]
     per_host = max(1, len(reports) // hosts)
-    ranks_of_hosts = [reports[first : first + per_host] for first in range(0, len(reports), per_host)]
+    memories = [rank["memory"] for rank in steps]
+    on_hosts = [memories[first : first + per_host] for first in range(0, len(reports), per_host)]
     return Run(
         engine=engine,
         repetition=repetition,
         tokens_per_second=setting.tokens / median(step_seconds),
         step_seconds=step_seconds,
-        losses=[sum(losses) / len(reports) for losses in zip(*(report["losses"] for report in reports), strict=True)],
-        memory=max(peak_of_sum([report["memory"] for report in ranks]) for ranks in ranks_of_hosts),
+        losses=mean_losses([rank["losses"] for rank in steps]),
+        memory=max(peak_of_sum(host) for host in on_hosts),
         peak_rss=max(report["peak_rss"] for report in reports),
         parameters=reports[0]["parameters"],
         accelerator=reports[0]["accelerator"],

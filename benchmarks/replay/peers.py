@@ -31,7 +31,7 @@ def rarest(view: View, item: int) -> float:
 
 def demand(name: str, rank: Rank, trace: Trace) -> Policy:
     """Fetch nothing before it is needed."""
-    return Policy(name, rank, expected=((),) * len(trace.ops), guarded=False, background=False)
+    return Policy(name, rank, expected=((),) * len(trace.ops), guarded=False)
 
 
 def min_on_demand(trace: Trace) -> Policy:
@@ -44,7 +44,7 @@ def look_ahead(name: str, rank: Rank, trace: Trace, window: int) -> Policy:
     items = [item for _, item in trace.accesses]
     ends = _ends(trace)
     ahead = tuple(tuple(items[(end + step) % len(items)] for step in range(window)) for end in ends)
-    return Policy(name, rank, expected=ahead, guarded=False)
+    return Policy(name, rank, expected=ahead, guarded=False, background=True)
 
 
 def markov(name: str, order: int, trace: Trace, window: int) -> Policy:
@@ -52,7 +52,7 @@ def markov(name: str, order: int, trace: Trace, window: int) -> Policy:
     items = [item for _, item in trace.accesses]
     successors: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
     for index, item in enumerate(items):
-        successors[tuple(items[index - back] for back in range(order, 0, -1))][item] += 1
+        successors[tuple(items[(index - back) % len(items)] for back in range(order, 0, -1))][item] += 1
     likeliest = {context: counts.most_common(1)[0][0] for context, counts in successors.items()}
 
     def chain(end: int) -> Iterator[int]:
@@ -64,7 +64,9 @@ def markov(name: str, order: int, trace: Trace, window: int) -> Policy:
             yield item
             context = (*context[1:], item)
 
-    return Policy(name, oldest, expected=tuple(tuple(chain(end)) for end in _ends(trace)), guarded=False)
+    return Policy(
+        name, oldest, expected=tuple(tuple(chain(end)) for end in _ends(trace)), guarded=False, background=True
+    )
 
 
 def windows(trace: Trace, room: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 A training step uses pages in the same order as the step before, so the order of the last step is the schedule:
 the next page in it that isn't here is fetched as soon as a slot is free, or swapped with the page here whose next
 use is furthest, if that is later than the fetched one's (Belady's MIN with look-ahead). Pages marked ``static``
-never leave. An access out of order is served all the same, counted, and learned when it keeps coming.
+never leave. An access out of order is served all the same, counted, and learned for the next step.
 
 One thread calls the pager; only copies run in others.
 """
@@ -22,10 +22,6 @@ from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.table import Page, PageState
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Ticket, Transfers, fetch, store
-
-_PATIENCE = 2
-"""Cycles in a row with accesses out of order until theirs becomes the schedule."""
-
 
 @dataclass(slots=True)
 class PagerCounts:
@@ -66,9 +62,7 @@ class Pager:
         self._cursor = 0
         self._ahead = 0
         self._strange = 0
-        self._strange_cycles = 0
         self._here: set[Page] = set()
-        self._promised: set[Page] = set()
         self._flights: dict[Page, _Flight] = {}
 
     @property
@@ -120,12 +114,10 @@ class Pager:
 
     def end_cycle(self) -> None:
         """A step is over: the next one will use pages in the same order, or in this one's where that was new."""
-        self._strange_cycles = self._strange_cycles + 1 if self._strange else 0
-        if not self._order or self._strange_cycles >= _PATIENCE:
+        if self._strange or not self._order:
             self._learn(self._recorded)
         self._recorded = []
         self._cursor = self._ahead = self._strange = 0
-        self._promised.clear()
         self._pump()
 
     def keep(self, pages: Iterable[Page]) -> None:
@@ -149,7 +141,6 @@ class Pager:
         self._places = {}
         for place, page in enumerate(order):
             self._places.setdefault(page, []).append(place)
-        self._strange_cycles = 0
 
     def _note(self, page: Page) -> None:
         """Find the access in the schedule."""
@@ -195,20 +186,18 @@ class Pager:
         return self._pool.alloc()
 
     def _pump(self) -> None:
-        """Fetch ahead as far as slots allow; those for pages that will be made anew are left free."""
+        """Fetch ahead as far as slots allow."""
         self._settle_done()
         while self._ahead < len(self._order):
             page = self._order[self._ahead]
-            if page.state is PageState.STORING:
+            if page.state in (PageState.STORING, PageState.ABSENT):  # it is to be written, here or below
                 return
-            if page.state is PageState.ABSENT:
-                self._promised.add(page)
-            elif page.state is PageState.SPILLED and not self._try_to_fetch(page):
+            if page.state is PageState.SPILLED and not self._try_to_fetch(page):
                 return
             self._ahead += 1
 
     def _try_to_fetch(self, page: Page) -> bool:
-        if self._pool.used + len(self._promised) < self.limit:
+        if self._pool.used < self.limit:
             self._start(None, page, self._pool.alloc())
             return True
         victim = self._victim(after=self._ahead)
@@ -289,7 +278,6 @@ class Pager:
             self._arrived(coming)
 
     def _arrived(self, page: Page) -> None:
-        self._promised.discard(page)
         if page.static:
             self._free_below(page)
         else:

@@ -73,11 +73,17 @@ class PagedOptimizer(Optimizer):
         return [flat for sharded in self._sharded for flat in sharded.gradients.order if id(flat) in own]
 
     def _step_flat(self, flat: Flat) -> None:
-        if any(flat.touched):
-            with flat.held():
-                for low, _ in flat.spans():
-                    if (id(flat), low) in self._parts:
-                        self._parts[id(flat), low].step(self.inner)
+        if not any(flat.touched):
+            return
+        whole = all(id(parameter) in self._members for parameter in flat.parameters)
+        with flat.held():
+            for low, high in flat.spans():
+                if (id(flat), low) in self._parts:
+                    self._parts[id(flat), low].step(self.inner)
+                if whole:
+                    flat.gradient.use_up(high)
+        if whole and flat.paging is not None:  # a gradient in pages isn't kept until zero_grad
+            flat.zero_grad()
 
     @torch.no_grad()
     def _consume(self, flat: Flat) -> None:

@@ -41,9 +41,10 @@ def choose(trace: Trace, machine: Machine, *, bounded: bool = False) -> Choice:
 
 
 def candidates(trace: Trace, room: int) -> Iterator[Policy]:
-    """Rings from what one operation needs, doubling; then all of the room."""
-    ring = trace.largest
+    """Rings from what one operation needs, doubling; then all of the room, written back late or early."""
+    ring = max(trace.largest, 1)
     while ring < room:
         yield static_ring(trace, room, ring)
         ring *= 2
     yield rotating()
+    yield rotating(background=True)

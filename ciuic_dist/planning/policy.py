@@ -7,6 +7,7 @@ which keeps a fixed set resident and does the same with the rest in the room tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -35,13 +36,14 @@ class Policy:
     """For each operation, what to fetch ahead while it runs, in order; None: all that is missing, soonest first."""
     guarded: bool = True
     """Fetch ahead only in place of what is needed later than what is fetched."""
-    background: bool = True
-    """Write back ahead of time, while the link down idles."""
+    background: bool = False
+    """Write back ahead of time, while the link down idles. It seldom helps: room for the next fetch is made while
+    one is under way, so writing is never waited for but at the start."""
 
     def fetch(self, view: View) -> int | None:
         """The item to fetch ahead, or None."""
         if self.expected is None:
-            return min(view.absent, key=lambda item: (view.next_use[item], item), default=None)
+            return min(view.absent, key=lambda item: (self.rank(view, item), item), default=None)
         return next((item for item in self.expected[view.index] if item in view.absent), None)
 
     def victims(self, view: View, incoming: int, size: int, *, demanded: bool) -> list[int] | None:
@@ -49,11 +51,11 @@ class Policy:
 
         ``demanded``: the current operation waits for it.
         """
-        limit = view.next_use[incoming] if self.guarded and not demanded else -1.0
+        limit = self.rank(view, incoming) if self.guarded and not demanded else -math.inf
         candidates = self._evictable(view, view.resident)
         found: list[int] = []
         while size > 0:
-            victim = self._first(view, (item for item in candidates if view.next_use[item] > limit))
+            victim = self._first(view, (item for item in candidates if self.rank(view, item) > limit))
             if victim is None:
                 return None
             candidates.discard(victim)
@@ -74,9 +76,9 @@ class Policy:
         return max(items, key=lambda item: (self.rank(view, item), item), default=None)
 
 
-def rotating() -> Policy:
+def rotating(*, background: bool = False) -> Policy:
     """MIN that fetches ahead: while the link idles, the soonest missing item replaces the furthest one."""
-    return Policy("rotating")
+    return Policy("rotating" + ", written back ahead" * background, background=background)
 
 
 def static_ring(trace: Trace, room: int, ring: int) -> Policy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.machine import BudgetTooSmall, Machine
 from ciuic_dist.planning.policy import Policy
 from ciuic_dist.planning.trace import Trace
 from ciuic_dist.planning.view import View
@@ -241,6 +241,9 @@ def simulate(trace: Trace, machine: Machine, policy: Policy) -> Outcome:
     Raises BudgetTooSmall where an operation's items don't fit beside each other and the static ones.
     """
     room = machine.room(trace)
+    needed = trace.bytes_of(policy.static) + max(trace.bytes_of(set(op.uses) - policy.static) for op in trace.ops)
+    if needed > room:
+        raise BudgetTooSmall(machine.budget, trace.transient + needed)
     seconds = [machine.seconds(op) for op in trace.ops]
     run = _Run(trace, machine, policy, seconds, View(trace), free=room, least=room)
     history: list[_Counters] = []

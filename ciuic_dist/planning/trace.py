@@ -110,4 +110,5 @@ class Trace:
 
 def _op(fields: dict[str, Any]) -> Op:
     """JSON has no tuples."""
-    return Op(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    tuples: dict[str, Any] = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return Op(**fields | tuples)

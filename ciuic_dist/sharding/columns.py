@@ -27,8 +27,16 @@ class Column(Protocol):
         """The span was used; ``dirty``: written to."""
         ...
 
+    def use_up(self, high: int) -> None:
+        """The values up to element ``high`` are of no use any more; called with the ends of spans in order."""
+        ...
+
     def drop(self) -> None:
-        """The values are of no use any more."""
+        """No value is of use any more."""
+        ...
+
+    def scale(self, factor: float) -> None:
+        """Multiply all values, now or when they are next used."""
         ...
 
     @property
@@ -55,8 +63,16 @@ class ResidentColumn:
     def close(self, low: int, high: int, *, dirty: bool) -> None:
         """Nothing moves."""
 
+    def use_up(self, high: int) -> None:
+        """The memory is used again."""
+
     def drop(self) -> None:
         """The memory is used again."""
+
+    def scale(self, factor: float) -> None:
+        """Now."""
+        if self._values is not None:
+            self._values.mul_(factor)
 
     @property
     def nbytes(self) -> int:
@@ -70,34 +86,52 @@ class PagedColumn:
     def __init__(self, name: str, numel: int, dtype: torch.dtype, pager: Pager) -> None:
         self.dtype = dtype
         self._pager = pager
-        total = numel * dtype.itemsize
+        self._nbytes = total = numel * dtype.itemsize
         size = pager.page_bytes
         self.pages = [
             Page(f"{name} page {number}", min(size, total - number * size)) for number in range(-(-total // size))
         ]
+        self._factors: dict[int, list[float]] = {}  # that pages have still to be multiplied by
 
     def open(self, low: int, high: int) -> Tensor:
         """Pin the page."""
-        page, start = self._place(low)
-        return self._pager.pin(page).view(self.dtype)[start : start + high - low]
+        number, start = self._place(low)
+        values = self._pager.pin(self.pages[number]).view(self.dtype)
+        for factor in self._factors.pop(number, ()):
+            values.mul_(factor)
+            self.pages[number].dirty = True
+        return values[start : start + high - low]
 
     def close(self, low: int, high: int, *, dirty: bool) -> None:
         """Let the page go."""
-        self._pager.unpin(self._place(low)[0], dirty=dirty)
+        self._pager.unpin(self.pages[self._place(low)[0]], dirty=dirty)
+
+    def use_up(self, high: int) -> None:
+        """The slot of the page that ends here is free."""
+        number, _ = self._place(high - 1)
+        if high * self.dtype.itemsize in ((number + 1) * self._pager.page_bytes, self._nbytes):
+            self._factors.pop(number, None)
+            self._pager.drop(self.pages[number])
 
     def drop(self) -> None:
         """The pages' slots are free."""
+        self._factors.clear()
         for page in self.pages:
             self._pager.drop(page)
+
+    def scale(self, factor: float) -> None:
+        """When a page is next used: bringing all here now would move them twice."""
+        for number in range(len(self.pages)):
+            self._factors.setdefault(number, []).append(factor)
 
     @property
     def nbytes(self) -> int:
         """The pager counts the pages."""
         return 0
 
-    def _place(self, low: int) -> tuple[Page, int]:
+    def _place(self, low: int) -> tuple[int, int]:
         number, offset = divmod(low * self.dtype.itemsize, self._pager.page_bytes)
-        return self.pages[number], offset // self.dtype.itemsize
+        return number, offset // self.dtype.itemsize
 
 
 @contextmanager

@@ -25,14 +25,22 @@ from torch import Tensor, nn
 from ciuic_dist.sharding.columns import Column, ResidentColumn, opened
 from ciuic_dist.sharding.layout import FlatLayout, Piece
 from ciuic_dist.sharding.masters import Master, ShardMaster, SplitMaster, WideMaster
+from ciuic_dist.sharding.norms import power_sum
 from ciuic_dist.sharding.summing import mean_into
+
+_TAKEN_EARLY = 2.0
+"""The norm that is usually asked for."""
 
 
 class Paging(Protocol):
     """Where a flat's columns live under a budget."""
 
-    def column(self, name: str, numel: int, dtype: torch.dtype) -> Column:
-        """A column of ``numel`` elements; ``name`` is for errors."""
+    def gradient(self, name: str, numel: int, dtype: torch.dtype) -> Column:
+        """Gradients of ``numel`` elements; ``name`` is for errors."""
+        ...
+
+    def state(self, name: str, numel: int, dtype: torch.dtype) -> Column:
+        """The same for what is kept from step to step."""
         ...
 
     def span_numel(self, itemsize: int) -> int:
@@ -89,10 +97,11 @@ class Flat:
         self.full: Tensor
         self.shard: Tensor
         self.master: Master
-        self.gradient = self.column("gradient", self.master_dtype)
+        self.gradient = self._gradient()
         self.landing: Tensor | None = None
         self.written = [False] * len(self.parameters)
         self.touched = [False] * len(self.parameters)
+        self._squares: dict[int, dict[int, Tensor]] = {}
         self.final = False
         self.consume: Callable[[], None] | None = None
 
@@ -107,11 +116,17 @@ class Flat:
         return self.master.nbytes + self.gradient.nbytes
 
     def column(self, name: str, dtype: torch.dtype) -> Column:
-        """One more value for each element of the shard."""
+        """One more value for each element of the shard, kept from step to step."""
         numel = self.layout.shard_numel
         if self.paging is None:
             return ResidentColumn(numel, dtype, self.device)
-        return self.paging.column(f"{self.name} {name}", numel, dtype)
+        return self.paging.state(f"{self.name} {name}", numel, dtype)
+
+    def _gradient(self) -> Column:
+        numel = self.layout.shard_numel
+        if self.paging is None:
+            return ResidentColumn(numel, self.master_dtype, self.device)
+        return self.paging.gradient(f"{self.name} gradient", numel, self.master_dtype)
 
     def place(self, full: Tensor, shard: Tensor) -> None:
         """Take the memory for the full form and the shard; the master is made here where it differs."""
@@ -167,6 +182,11 @@ class Flat:
             for low, high in self.spans():
                 with opened(self.gradient, low, high, dirty=True) as gradient:
                     mean_into(gradient, [source[low:high] for source in sources], divisor, accumulate=accumulate)
+                    if self.paging is not None:
+                        self._squares[low] = {
+                            piece.index: power_sum(_cut(gradient, piece, low), piece.shard_offset, _TAKEN_EARLY)
+                            for piece in self.pieces(low, high)
+                        }
         self.touched = [old or new for old, new in zip(self.touched, written, strict=True)]
 
     def reduced(self) -> None:
@@ -174,23 +194,22 @@ class Flat:
         if self.final and self.consume is not None:
             self.consume()
 
-    def gradients(self) -> Iterator[tuple[Tensor, int]]:
-        """The reduced gradient of each piece of each span, 1-D, and where it begins in the shard."""
+    def power_sums(self, norm_type: float) -> Iterator[Tensor]:
+        """``power_sum`` of the reduced gradients; those of spans in pages were taken when they were written."""
         for low, high in self.spans():
-            pieces = [piece for piece in self.pieces(low, high) if self.touched[piece.index]]
-            if pieces:
+            touched = [piece for piece in self.pieces(low, high) if self.touched[piece.index]]
+            if norm_type == _TAKEN_EARLY and low in self._squares:
+                yield from (self._squares[low][piece.index] for piece in touched)
+            elif touched:
                 with opened(self.gradient, low, high, dirty=False) as gradient:
-                    for piece in pieces:
-                        yield gradient[piece.shard_offset - low :][: piece.numel], piece.shard_offset
+                    for piece in touched:
+                        yield power_sum(_cut(gradient, piece, low), piece.shard_offset, norm_type)
 
     def scale_gradient(self, factor: float) -> None:
         """Multiply the reduced gradients."""
-        for low, high in self.spans():
-            pieces = [piece for piece in self.pieces(low, high) if self.touched[piece.index]]
-            if pieces:
-                with opened(self.gradient, low, high, dirty=True) as gradient:
-                    for piece in pieces:
-                        gradient[piece.shard_offset - low :][: piece.numel].mul_(factor)
+        if any(self.touched):
+            self._squares.clear()
+            self.gradient.scale(factor)
 
     def write_gradient(self, index: int, gradient: Tensor) -> None:
         """Add one parameter's gradient to the landing."""
@@ -223,9 +242,10 @@ class Flat:
                 with opened(self.gradient, low, high, dirty=True) as gradient:
                     for piece in self.pieces(low, high):
                         if piece.index in chosen:
-                            gradient[piece.shard_offset - low :][: piece.numel].zero_()
+                            _cut(gradient, piece, low).zero_()
         else:
             self.gradient.drop()
+            self._squares.clear()
         if not any(self.written):
             self.landing = None
 
@@ -258,3 +278,8 @@ class Flat:
         views = [self.view(index, absent) for index in range(len(self.parameters))]
         absent.untyped_storage().resize_(0)  # after the views, which can only be made of memory that is there
         return views
+
+
+def _cut(span: Tensor, piece: Piece, low: int) -> Tensor:
+    """A piece's part of its span, which begins at ``low``."""
+    return span[piece.shard_offset - low :][: piece.numel]

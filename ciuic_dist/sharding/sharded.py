@@ -169,9 +169,18 @@ class Sharded:
     def _end_spilled_step(self, spill: Spill) -> None:
         if self.meter is not None and self.meter.started:
             self.meter.stop()
-            spill.divide(max(gather_objects(self.meter.peak + self._state_bytes)))
+            spill.divide(max(gather_objects(self.meter.peak + self._state_bytes)), self._gradient_slots(spill))
             self.meter = None
         spill.end_step()
+
+    def _gradient_slots(self, spill: Spill) -> int:
+        """Pages of gradients that are there at a time: two flats' of those updated in the backward, all others'."""
+        sizes = {
+            flat: -(-flat.layout.shard_numel * flat.master_dtype.itemsize // spill.page_bytes) for flat in self.flats
+        }
+        early = sorted(size for flat, size in sizes.items() if flat.trainable and flat.consume is not None)
+        late = [size for flat, size in sizes.items() if flat.trainable and flat.consume is None]
+        return sum(early[-2:]) + sum(late)
 
     def _refuse_while_updating(self) -> None:
         if self.updating:

@@ -22,8 +22,10 @@ from ciuic_dist.sharding.homes import Homes, SpilledShard
 
 _SMALLEST_PAGE, _LARGEST_PAGE = 8 << 10, 4 << 20
 _PAGES_OF_A_BUDGET = 128
-_LEAST_SLOTS = 12
-"""Device slots for pages: what one span of AdamW uses, what comes next and what leaves, with a gradient each."""
+_STATE_SLOTS = 9
+"""The least that optimizer state needs: for one span of AdamW with a split master, for what comes, for what leaves."""
+_GRADIENT_SLOTS = 3
+"""The least that gradients need: in use, coming, leaving."""
 _UNITS_IN_FLIGHT = 3
 """The largest unit's shard, so often, is the least that parameters need: in use, coming, leaving."""
 _THREADS = 4
@@ -41,25 +43,33 @@ class Spill:
         self.tiers = _open_tiers(budgets, self.page_bytes)
         self.transfers = Transfers(_THREADS, timeout_seconds())
         self.homes = Homes()
-        self.pager = Pager(
-            page_bytes=self.page_bytes,
-            most_slots=max(budgets.device // self.page_bytes, _LEAST_SLOTS),
-            slots=_LEAST_SLOTS,
-            tiers=self.tiers,
-            transfers=self.transfers,
-        )
-        self.divided = False
+        self.states = self._pager(_STATE_SLOTS)
+        self.gradients = self._pager(_GRADIENT_SLOTS)
         self.steps = 0
         self.transient = 0
-        self._columns: list[PagedColumn] = []
+        self._state_columns: list[PagedColumn] = []
+        self._gradient_columns: list[PagedColumn] = []
         self._shards: list[SpilledShard] = []
         self._fixed = 0
 
-    def column(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
-        """A column in pages."""
-        column = PagedColumn(name, numel, dtype, self.pager)
-        self._columns.append(column)
-        return column
+    def _pager(self, slots: int) -> Pager:
+        return Pager(
+            page_bytes=self.page_bytes,
+            most_slots=max(self.budget // self.page_bytes, slots),
+            slots=slots,
+            tiers=self.tiers,
+            transfers=self.transfers,
+        )
+
+    def gradient(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
+        """Gradients in pages."""
+        self._gradient_columns.append(PagedColumn(name, numel, dtype, self.gradients))
+        return self._gradient_columns[-1]
+
+    def state(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
+        """What is kept from step to step, in pages."""
+        self._state_columns.append(PagedColumn(name, numel, dtype, self.states))
+        return self._state_columns[-1]
 
     def span_numel(self, itemsize: int) -> int:
         """As many elements as fill a page of fp32, or of what is wider."""
@@ -87,24 +97,31 @@ class Spill:
 
     def check(self, transient: int) -> None:
         """Raise BudgetError where the least that pages and parameters need is too much beside ``transient`` bytes."""
-        least = self._fixed + self.homes.budget + _LEAST_SLOTS * self.page_bytes + transient
+        pages = (_STATE_SLOTS + _GRADIENT_SLOTS) * self.page_bytes
+        least = self._fixed + self.homes.budget + pages + transient
         if least > self.budget:
             raise BudgetError(
                 f"memory.device is {self.budget} bytes and at least {least} are needed: {self._fixed} for the root "
                 f"unit and for exchanging gradients, {self.homes.budget} for parameters in use, "
-                f"{_LEAST_SLOTS * self.page_bytes} for pages of optimizer state and gradients, and {transient} for "
+                f"{pages} for pages of optimizer state and gradients, and {transient} for "
                 f"activations and temporary values: raise it, use smaller micro-batches or checkpoint activations"
             )
 
-    def divide(self, transient: int) -> None:
-        """Divide what the first step has shown to be free: parameters come first, which are used most often."""
+    def divide(self, transient: int, gradient_slots: int) -> None:
+        """Divide what the first step has shown to be free.
+
+        Parameters come first, which are used most often; then gradients, as far as ``gradient_slots`` are used.
+        """
         self.check(transient)
         self.transient = transient
-        spare = self.budget - self._fixed - transient - self.homes.budget - _LEAST_SLOTS * self.page_bytes
+        pages = (_STATE_SLOTS + _GRADIENT_SLOTS) * self.page_bytes
+        spare = self.budget - self._fixed - transient - self.homes.budget - pages
         for_parameters = min(spare, self._parameter_bytes - self.homes.budget)
         self.homes.budget += for_parameters
-        self.pager.allow(_LEAST_SLOTS + (spare - for_parameters) // self.page_bytes)
-        self.divided = True
+        slots = (spare - for_parameters) // self.page_bytes
+        for_gradients = max(0, min(slots, gradient_slots - _GRADIENT_SLOTS))
+        self.gradients.allow(_GRADIENT_SLOTS + for_gradients)
+        self.states.allow(_STATE_SLOTS + slots - for_gradients)
 
     @property
     def _parameter_bytes(self) -> int:
@@ -113,7 +130,7 @@ class Spill:
     @property
     def used(self) -> int:
         """Bytes of the device, but for activations and temporary values."""
-        return self._fixed + self.homes.used + self.pager.used_bytes
+        return self._fixed + self.homes.used + self.states.used_bytes + self.gradients.used_bytes
 
     def lower_tiers(self) -> dict[str, TierUsage]:
         """By name."""
@@ -122,7 +139,8 @@ class Spill:
     def end_step(self) -> None:
         """The pages' cycle is over."""
         self.steps += 1
-        self.pager.end_cycle()
+        self.states.end_cycle()
+        self.gradients.end_cycle()
 
     def close(self) -> None:
         """Wait for what is under way and give the tiers back."""

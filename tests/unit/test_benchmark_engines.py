@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from benchmarks.engines.__main__ import arguments
-from benchmarks.engines.memory import peak_of_sum
 from benchmarks.engines.report import table
 from benchmarks.engines.results import Run, run_of, summarize
-from benchmarks.engines.setting import Setting
+from benchmarks.measure.over_ranks import peak_of_sum
+from benchmarks.measure.setting import Setting
 
 SETTING = Setting(
     model="llama", size="tiny", dtype="fp32", device="cpu", ranks=2, hosts="1", batch=4, sequence=25, steps=3, warmup=0
@@ -25,9 +25,7 @@ def rank_report(loss: float, memory: int) -> dict[str, object]:
     seconds, losses = [0.5, 9.0, 0.25], [1.0, loss]
     samples = [[0.0, memory]]
     return {
-        "step_seconds": seconds,
-        "losses": losses,
-        "memory": samples,
+        "steps": {"step_seconds": seconds, "losses": losses, "memory": samples},
         "peak_rss": memory + 1,
         "parameters": 7,
         "accelerator": "",

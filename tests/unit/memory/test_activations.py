@@ -398,15 +398,20 @@ def test_prefetch_brings_back_the_latest_forward(model: nn.ModuleList, tier: Ram
 
 
 class Gated(RamTier):
-    """Writes wait for ``gate``."""
+    """Writes wait for ``gate``, reads for ``read_gate``, which is open."""
 
     def __init__(self, slots: int = SLOTS) -> None:
         super().__init__("host", PAGE, slots)
-        self.gate = Event()
+        self.gate, self.read_gate = Event(), Event()
+        self.read_gate.set()
 
     def write(self, slot: int, source: Tensor, name: str) -> None:
         assert self.gate.wait(60)
         super().write(slot, source, name)
+
+    def read(self, slot: int, into: Tensor, name: str) -> None:
+        assert self.read_gate.wait(60)
+        super().read(slot, into, name)
 
 
 @pytest.mark.parametrize("settled", [False, True])
@@ -441,6 +446,38 @@ def test_a_write_under_way_outlives_its_graph(transfers: Transfers) -> None:
     assert_empty(store, tier)
 
 
+def test_a_read_under_way_outlives_its_graph(transfers: Transfers) -> None:
+    tier = Gated()
+    tier.gate.set()
+    tier.read_gate.clear()
+    store = store_of(tier, transfers)
+    leaf = torch.randn(PAGE, requires_grad=True)
+    with store.saving(0):
+        result = leaf.exp()
+    store.settle()
+    store.prefetch(0)
+    del result
+    store.prefetch(0)
+    assert tier.pool.used == 4, "its slots are still read from"
+    tier.read_gate.set()
+    assert_empty(store, tier)
+
+
+def test_a_retained_graph_is_read_before_it_is_written(transfers: Transfers) -> None:
+    tier = Gated()
+    store = store_of(tier, transfers)
+    leaf = torch.zeros(PAGE, requires_grad=True)
+    with store.saving(0):
+        result = leaf.exp().sum()
+    for _ in range(2):
+        result.backward(retain_graph=True)
+    assert leaf.grad is not None
+    assert leaf.grad.eq(2.0).all()
+    tier.gate.set()
+    del result
+    assert_empty(store, tier)
+
+
 def test_slots_that_are_still_written_to_are_waited_for(transfers: Transfers) -> None:
     tier = Gated(slots=4)
 
@@ -471,11 +508,12 @@ def test_writing_to_what_was_saved_is_an_error(least_bytes: int, transfers: Tran
             result = value.sum()
         with torch.no_grad():
             value.mul_(2)
-        tier.gate.set()
         if settled:
+            tier.gate.set()
             store.settle()
         with pytest.raises(RuntimeError, match=r"modified by an inplace operation: .* is at version 1; expected"):
             result.backward()
+        tier.gate.set()
         del value, result
         assert_empty(store, tier)
 

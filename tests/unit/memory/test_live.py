@@ -19,6 +19,7 @@ def test_a_storage_counts_once_and_until_it_is_freed() -> None:
         made = torch.zeros(4 * KIB)
         view = made.view(2, -1)[:, 3:]
         view.add_(1).t().mul_(2)
+        torch.ops.aten.lift_fresh.default(made)  # as torch.tensor does
         parts = [*made.chunk(2), *made.unbind()[:3]]
         assert live.now == 4 << 10
         del made, parts

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from benchmarks.replay.peers import demand, look_ahead, markov, min_on_demand, oldest, peers
 from ciuic_dist.planning import simulate as module
 from ciuic_dist.planning.choose import candidates
-from ciuic_dist.planning.machine import BudgetTooSmall
+from ciuic_dist.planning.machine import BudgetTooSmall, Machine
 from ciuic_dist.planning.policy import Policy, rotating, static_ring
+from ciuic_dist.planning.profile import Recipe, training_step
 from ciuic_dist.planning.simulate import CYCLES, simulate
 from ciuic_dist.planning.trace import Item, Kind, Op, Trace
 from ciuic_dist.planning.view import View
-from tests.unit.planning.traces import machine, scan, traces
+from tests.unit.planning.traces import dense, machine, scan, traces
 
 
 def test_what_fits_is_fetched_once() -> None:
@@ -72,10 +73,17 @@ def test_one_way_at_a_time_takes_longer() -> None:
     assert one.seconds > both.seconds
 
 
-def test_writing_back_ahead_of_time_pays() -> None:
-    trace = scan([0, 1, 2, 3], dirty=True)
-    late = simulate(trace, machine(30), Policy("late", background=False))
-    assert simulate(trace, machine(30), rotating()).seconds < late.seconds
+def test_only_what_is_evicted_is_written_back_unless_ahead_of_time() -> None:
+    trace = training_step(dense(32, 202_383_360, 262_410_240, tokens=2048), Recipe(page=1 << 29))
+    where = Machine(400e12, 3.35e12, 60 * 10**9 + trace.transient, 50e9, 50e9)
+    late, early = simulate(trace, where, rotating()), simulate(trace, where, rotating(background=True))
+    assert late.down <= late.up
+    assert early.down > early.up
+
+
+def test_static_items_that_leave_too_little_room_are_refused() -> None:
+    with pytest.raises(BudgetTooSmall, match="smallest budget that works is 30 bytes"):
+        simulate(scan([0, 1, 2]), machine(25), Policy("greedy", static=frozenset([0, 1])))
 
 
 class Checked(module._Run):

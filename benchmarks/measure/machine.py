@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +29,16 @@ def describe() -> dict[str, Any]:
     }
 
 
-def others_seconds() -> float:
+@contextmanager
+def watched() -> Iterator[list[float]]:
+    """At its end the list has one number: the cores that other processes kept busy meanwhile."""
+    cores: list[float] = []
+    began, others = time.monotonic(), _others_seconds()
+    yield cores
+    cores.append(round((_others_seconds() - others) / (time.monotonic() - began), 3))
+
+
+def _others_seconds() -> float:
     """Processor seconds used on this machine by other processes than this and its ended children, since it started."""
     ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
     busy = sum(ticks) - ticks[3] - ticks[4]  # without idle and waiting for input

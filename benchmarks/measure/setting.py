@@ -58,6 +58,8 @@ class Setting:
     learning_rate: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
+    checkpointing: bool = False
+    layers: int | None = None  # in place of the size's own
 
     def world(self, engine: str) -> int:
         """Processes that `engine` runs in: plain PyTorch is one."""
@@ -71,4 +73,5 @@ class Setting:
     def model_settings(self) -> tuple[str, str, dict[str, Any]]:
         """Family, size and field overrides, as ciuic_dist.models knows them."""
         size, overrides = _OWN_SIZES.get((self.model, self.size), (self.size, {}))
-        return self.model, size, overrides
+        layers = {} if self.layers is None else {"num_hidden_layers": self.layers}
+        return self.model, size, overrides | layers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,26 +34,16 @@ class PssSampler:
     def _watch(self) -> None:
         over = False
         while not over:
-            self.samples.append((time.monotonic(), _pss()))
+            self.samples.append((time.monotonic(), pss()))
             over = self._over.wait(_INTERVAL)
+
+
+def pss() -> int:
+    """Bytes of this process now."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
 
 
 def peak_rss() -> int:
     """Most bytes that this process ever had resident, shared pages in full."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def peak_of_sum(series: Sequence[Sequence[Sample]]) -> int:
-    """Largest sum over the processes, each at its latest sample, at any time."""
-    latest = [0] * len(series)
-    peak = 0
-    moments = sorted((when, process, size) for process, samples in enumerate(series) for when, size in samples)
-    for _, process, size in moments:
-        latest[process] = size
-        peak = max(peak, sum(latest))
-    return peak
-
-
-def _pss() -> int:
-    lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024

@@ -10,13 +10,11 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.engines.hosts import Host
-from benchmarks.engines.setting import Setting
+from benchmarks.measure.hosts import Host
 
 ROOT = Path(__file__).parents[2]
 _TAIL = 2000  # characters of a failed rank's output to show
@@ -26,12 +24,16 @@ class RunError(RuntimeError):
     """A rank failed or was not done in time; the message has the end of what it printed."""
 
 
-def launch(engine: str, setting: Setting, hosts: Sequence[Host], limit: float) -> list[dict[str, Any]]:
-    """Train once; each rank's report. Raises RunError after `limit` seconds, or when the first rank fails."""
-    world = setting.world(engine)
+def launch(
+    command: Sequence[str], world: int, hosts: Sequence[Host], limit: float, *, device: str = "cpu"
+) -> list[dict[str, Any]]:
+    """Run `python -m COMMAND... RESULT` as `world` ranks; the JSON that each left in its file RESULT.
+
+    Raises RunError after `limit` seconds, or when the first rank fails.
+    """
     places = [hosts[rank * len(hosts) // world] for rank in range(world)]
     port = str(_free_port())
-    with TemporaryDirectory(prefix="engines-") as name, ExitStack() as stack:
+    with TemporaryDirectory(prefix="ranks-") as name, ExitStack() as stack:
         folder = Path(name)
         processes = []
         for rank, host in enumerate(places):
@@ -44,22 +46,21 @@ def launch(engine: str, setting: Setting, hosts: Sequence[Host], limit: float) -
                 "MASTER_ADDR": places[0].address,
                 "MASTER_PORT": port,
             }
-            process = _start(engine, setting, host, variables, folder / str(rank))
+            if device == "cpu":
+                variables["CUDA_VISIBLE_DEVICES"] = ""
+            process = _start(command, host, variables, folder / str(rank))
             stack.callback(_end, process)
             processes.append(process)
         _await(processes, folder, limit)
         return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(world)]
 
 
-def _start(engine: str, setting: Setting, host: Host, variables: dict[str, str], stem: Path) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], host: Host, variables: dict[str, str], stem: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | host.environment | variables | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    if setting.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    arguments = (engine, json.dumps(asdict(setting)), f"{stem}.json")
     with stem.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(
-            [*host.prefix, sys.executable, "-m", "benchmarks.engines.worker", *arguments],
+            [*host.prefix, sys.executable, "-m", *command, f"{stem}.json"],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

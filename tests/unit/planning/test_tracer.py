@@ -1,0 +1,107 @@
+"""Counts on models small enough to count by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ciuic_dist.planning.profile import Profile
+from ciuic_dist.planning.tracer import profile
+
+BATCH, WIDTH = 8, 16
+MATMUL = 2 * BATCH * WIDTH * WIDTH
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.inner(x))
+
+
+class Model(nn.Module):
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(32, WIDTH)
+        self.blocks = nn.ModuleList(Block() for _ in range(blocks))
+        self.head = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = block(x)
+        total: Tensor = self.head(x).sum()
+        return total
+
+
+def measured(model: Model) -> Profile:
+    ids = torch.zeros(BATCH, dtype=torch.int64)
+    units = {f"block {index}": block for index, block in enumerate(model.blocks)}
+    return profile(model, units, lambda: model(ids))
+
+
+def test_flops_and_parameters_belong_to_their_units() -> None:
+    with FakeTensorMode():
+        found = measured(Model(2))
+    assert [(unit.name, unit.parameters) for unit in found.units] == [
+        ("block 0", WIDTH * WIDTH),
+        ("block 1", WIDTH * WIDTH),
+        ("root", 32 * WIDTH + WIDTH * WIDTH),
+    ]
+    assert [(p.unit, p.backward, p.flops) for p in found.passes] == [
+        (2, False, 0.0),
+        (0, False, MATMUL),
+        (1, False, MATMUL),
+        (2, False, MATMUL),
+        (2, True, 2 * MATMUL),
+        (1, True, 2 * MATMUL),
+        (0, True, 2 * MATMUL),
+        (2, True, 0.0),
+    ]
+
+
+def test_saved_bytes_are_counted_once_and_parameters_not_at_all() -> None:
+    with FakeTensorMode():
+        found = measured(Model(2))
+    activation = BATCH * WIDTH * 4
+    forward = [p for p in found.passes if not p.backward]
+    assert [p.inputs for p in forward] == [0, activation, activation, 0]
+    assert forward[1].saved == 2 * activation, "what the linear layer got, and what relu gave"
+    assert forward[2].saved == activation, "relu's; the input is the block before's, which saved it"
+    assert forward[3].saved == 0
+
+
+def test_a_weight_of_two_units_is_the_roots() -> None:
+    with FakeTensorMode():
+        model = Model(2)
+        model.blocks[1].inner.weight = model.blocks[0].inner.weight  # type: ignore[union-attr]
+        found = measured(model)
+    assert [unit.parameters for unit in found.units] == [0, 0, 32 * WIDTH + 2 * WIDTH * WIDTH]
+
+
+def test_real_tensors_give_the_same_and_keep_no_trace_of_it() -> None:
+    with FakeTensorMode():
+        fake = measured(Model(3))
+    model = Model(3)
+    assert measured(model) == fake
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_fused_attention_counts_as_two_products() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(2, 4, 64, 32))
+
+        def forward(self) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(self.weight, self.weight, self.weight).sum()
+
+    with FakeTensorMode():
+        model = Attention()
+        found = profile(model, {}, model)
+    products = 2 * 2 * 4 * 64 * 64 * 32
+    assert [p.flops for p in found.passes] == [2 * products, 5 * products]
