@@ -21,12 +21,17 @@ def describe() -> dict[str, Any]:
     return {
         "processor": _field("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory": int(_field("/proc/meminfo", "MemTotal").split()[0]) * 1024,
+        "memory": memory(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def memory() -> int:
+    """Bytes of RAM."""
+    return int(_field("/proc/meminfo", "MemTotal").split()[0]) * 1024
 
 
 @contextmanager

@@ -23,7 +23,8 @@ def configuration() -> str:
 * Traces: FLOPs and saved activations from fake tensors, bf16 weights, 10 bytes of state a parameter; causal masks \
 not deducted. A step is one forward and backward of all its tokens; each unit is updated, page by page, as soon as \
 its gradient is complete (fused), or all after the backward (two-phase).
-* Budget: 80 GB, or activations and half of the bytes of all parameters and states. What activations and one unit's \
+* Budget: 80 GB, or ("half") what activations need and half of the bytes of all parameters and states, which may \
+be more than a real device has. What activations and one unit's \
 gradient need at the peak is taken off first.
 * s: seconds a step in the steady state. The bound is a linear program that no schedule can beat; a step that is \
 not within {GOAL - 1:.0%} of it is marked (!). misses: uses of something that was not there when its operation came up.
@@ -36,7 +37,19 @@ LRU is as good as MIN: what LRU loses here it loses on the optimizer's state, wh
 
 def table(records: Sequence[Record]) -> str:
     """Markdown, a line a step that spills; then the steps that don't."""
-    titles = ["step", "room, GB of", "compute", "bound", "ours", "/ bound", "misses: ours", "MIN", "LRU", *PEERS]
+    titles = [
+        "step",
+        "budget, GB",
+        "room, GB of",
+        "compute",
+        "bound",
+        "ours",
+        "/ bound",
+        "misses: ours",
+        "MIN",
+        "LRU",
+        *PEERS,
+    ]
     rows = [titles, ["---", *["---:"] * (len(titles) - 1)]]
     rows += [_row(record, record.ours) for record in records if record.ours]
     left = [f"* {name(record)}: {record.failure}" for record in records if not record.ours]
@@ -71,6 +84,7 @@ def _row(record: Record, ours: Outcome) -> list[str]:
     over = ours.seconds / record.bound
     return [
         name(record),
+        f"{(record.room + record.transient) / 1e9:.1f}",
         f"{record.room / 1e9:.1f} of {record.items / 1e9:.1f}",
         f"{record.compute:.3f}",
         f"{record.bound:.3f}",

@@ -29,6 +29,7 @@ def prelude(engine: str) -> int:
         import_deepspeed()
         build_operators(engine)
     import transformers.models.llama.modeling_llama  # noqa: F401  # its first use would load it
+
     _train_a_little()
     if dist.is_initialized():
         dist.barrier()  # so that all have loaded what they share

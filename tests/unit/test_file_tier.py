@@ -187,12 +187,16 @@ def test_a_drive_that_fails_names_the_page(tmp_path: Path, monkeypatch: pytest.M
 
     with closing(FileTier(tmp_path, PAGE, 1)) as tier:
         tier.write(tier.pool.alloc(), content(), NAME)
-        monkeypatch.setattr(os, "preadv", fail)
-        with pytest.raises(PageError, match=r"exp_avg page 2 can't be read from nvme \(.*Input/output error"):
-            read(tier, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", fail)
+            with pytest.raises(PageError, match=r"exp_avg page 2 can't be read from nvme \(.*Input/output error"):
+                read(tier, 0)
+        assert torch.equal(read(tier, 0), content())
         monkeypatch.setattr(os, "pwritev", lambda *_: 0)
         with pytest.raises(PageError, match=r"exp_avg page 2 can't be written to nvme \(.*ends at byte 0"):
-            tier.write(0, content(), NAME)
+            tier.write(0, content(seed=1), NAME)
+        with pytest.raises(PageError, match="nothing was written there"):
+            read(tier, 0)  # neither page is whole
 
 
 def test_the_folder_may_go_while_the_file_is_in_use(tmp_path: Path) -> None:

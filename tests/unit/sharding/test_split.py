@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ciuic_dist.optim.split import join, split
+from ciuic_dist.sharding.split import join, split
 
 INFINITY, QUIET_NAN, SIGN = 0x7F800000, 0x7FC00000, -(1 << 31)
 LOWS = torch.tensor([*range(0, 1 << 16, 61), 0, 1, 0x7FFE, 0x7FFF, 0x8000, 0x8001, 0xFFFE, 0xFFFF], dtype=torch.int32)
