@@ -11,6 +11,8 @@ N ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
 # Options for pip when it installs torch, such as an index that has the CPU build.
 TORCH_INDEX ?=
 ARGS ?=
+# A package of benchmarks: engines, spill, zoo, replay.
+BENCH ?= engines
 # Two processes on few cores: one thread each is quickest, and the same everywhere.
 export OMP_NUM_THREADS ?= 1
 
@@ -19,7 +21,7 @@ help:
 	@echo "make train   train the DeepSeek-shaped model on $(N) processes; ARGS='train.steps=50 engine.stage=2'"
 	@echo "make test    check, then all tests; TESTS='tests/unit -k layout'"
 	@echo "make check   ruff, mypy, import-linter"
-	@echo "make bench   our engine beside FSDP2, DDP and DeepSpeed; ARGS='--help'"
+	@echo "make bench   our engine beside FSDP2, DDP and DeepSpeed; BENCH=spill: within budgets of memory; ARGS='--help'"
 
 setup: $(STAMP)
 
@@ -46,4 +48,4 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python -m benchmarks.engines $(ARGS)
+	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -28,7 +26,13 @@ LARGEST: Final = ("fsdp2", "deepspeed-cpu", "deepspeed-nvme", "ours")
 def arguments() -> argparse.Namespace:
     """The command line, checked before anything runs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.spill", description=__doc__)
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), metavar="NAME,...")
+    parser.add_argument(
+        "--parts",
+        type=lambda text: text.split(","),
+        default=list(PARTS),
+        metavar="NAME,...",
+        help="budgets measures limits too",
+    )
     parser.add_argument("--size", default="150m", help="of llama: tiny, 30m, 150m, ...")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4, help="sequences of a step on each rank, one micro-batch")
@@ -39,9 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=900.0, help="that one trial may take")
     parser.add_argument("--limit", type=_size, default="2GiB", help="for the largest model, all ranks together")
     parser.add_argument("--most", type=int, default=96, help="layers of the largest model that is tried")
-    parser.add_argument(
-        "--folder", type=Path, default=Path.cwd(), help="on a real drive; what is made there goes again"
-    )
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on a real drive; left as it was")
     parser.add_argument("--out", type=Path, help="a stem: JSON lines go to STEM.jsonl, the tables to STEM.md")
     options = parser.parse_args()
     unknown = [name for name in options.parts if name not in PARTS]
@@ -65,11 +67,13 @@ def _size(text: str) -> int:
 
 def run(bench: parts.Bench, options: argparse.Namespace) -> Iterator[tuple[str, list[Trial]]]:
     """A table and the trials behind it for each part; raises RunError where ours itself can't be measured."""
-    if {"limits", "budgets"} & set(options.parts):
+    if "budgets" in options.parts:
         trials, rates = parts.budgets(bench)
         yield f"## Drive and memory\n\n{report.limits(rates)}", []
         summaries = summarize(trials, bench.setting.ranks, parts.UNSPILLED, rates)
         yield f"## Budgets\n\n{report.budgets(summaries, trials)}", trials
+    elif "limits" in options.parts:
+        yield f"## Drive and memory\n\n{report.limits([bench.rates(parts.PAGE_BYTES)])}", []
     if "peers" in options.parts:
         trials = parts.peers(bench)
         yield f"## Other engines\n\n{report.peers(summarize(trials, bench.setting.ranks), trials)}", trials

@@ -48,7 +48,7 @@ def unavailable() -> str:
 
 @contextmanager
 def limited(nbytes: int) -> Iterator[Cgroup]:
-    """A cgroup below this process's own that may use `nbytes`, and no swap; gone at the end, as its processes must be."""
+    """A cgroup below this process's own that may use `nbytes` and no swap; its processes must be gone at the end."""
     path = _ROOT / _own() / f"spill-{os.getpid()}"
     path.mkdir()
     try:

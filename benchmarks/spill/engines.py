@@ -26,6 +26,14 @@ def make(model: nn.Module, case: Case, setting: Setting) -> Step:
     return _MAKERS[case.engine](model, case, setting)
 
 
+def _plain(model: nn.Module, case: Case, setting: Setting) -> Step:
+    return plain(model, setting)
+
+
+def _ddp(model: nn.Module, case: Case, setting: Setting) -> Step:
+    return ddp(model, setting)
+
+
 def _ours(model: nn.Module, case: Case, setting: Setting) -> Step:
     count = sum(parameter.numel() for parameter in model.parameters())
     nvme = f"{case.folder}:{_NVME_LEAST + _NVME_PER_PARAMETER * count}"
@@ -107,8 +115,7 @@ def _rebuilt(model: Any) -> nn.Module:
 def _deepspeed_settings(case: Case, setting: Setting, largest: int) -> dict[str, Any]:
     """Buffers as small as the largest parameter allows: what DeepSpeed needs is to be compared, not its defaults."""
     nvme = case.engine == "deepspeed-nvme"
-    place = {"device": "nvme", "nvme_path": case.folder} if nvme else {"device": "cpu"}
-    place["pin_memory"] = False
+    place = {"pin_memory": False, "device": "nvme" if nvme else "cpu"} | ({"nvme_path": case.folder} if nvme else {})
     buffers = {"buffer_count": 5, "buffer_size": max(largest, _SMALL_GROUP)} if nvme else {}
     return {
         "train_micro_batch_size_per_gpu": setting.batch // dist.get_world_size(),
@@ -130,8 +137,8 @@ _SMALL_GROUP: Final = 20_000_000  # elements: 80 MB of fp32
 
 _MAKERS: Final[dict[str, Callable[[nn.Module, Case, Setting], Step]]] = {
     "ours": _ours,
-    "plain": lambda model, case, setting: plain(model, setting),
-    "ddp": lambda model, case, setting: ddp(model, setting),
+    "plain": _plain,
+    "ddp": _ddp,
     "fsdp2": _fsdp2,
     "deepspeed-cpu": _deepspeed,
     "deepspeed-nvme": _deepspeed,

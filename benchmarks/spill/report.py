@@ -82,9 +82,9 @@ def peers(summaries: Sequence[Summary], trials: Sequence[Trial]) -> str:
     rows = [
         [
             *_speed(each)[:2],
-            _ratio(ours and ours.tokens_per_second / each.tokens_per_second),
+            _ratio(ours.tokens_per_second / each.tokens_per_second if ours else None),
             f"{each.memory / _MB:.0f}",
-            _ratio(ours and ours.memory / each.memory),
+            _ratio(ours.memory / each.memory if ours else None),
             f"{each.last.peak_rss / _MB:.0f}",
             f"{each.last.disk_read / _MB:.0f}",
             f"{each.last.disk_written / _MB:.0f}",

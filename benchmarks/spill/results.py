@@ -68,6 +68,7 @@ def figures(setting: Setting, reports: Sequence[dict[str, Any]]) -> dict[str, An
         "memory": peak_of_sum([rank["memory"] for rank in steps]),
         "peak_rss": max(report["peak_rss"] for report in reports),
         "baseline": sum(report["baseline"] for report in reports),
+        "device_peak": max(report["device_peak"] for report in reports),
         "disk_read": sum(report["disk_read"] for report in reports) / setting.steps,
         "disk_written": sum(report["disk_written"] for report in reports) / setting.steps,
     } | (_moves(setting, spilled) if spilled else {})
@@ -79,7 +80,6 @@ def _moves(setting: Setting, spilled: Sequence[dict[str, Any]]) -> dict[str, Any
         links.update(rank["links"])
     accesses = sum(rank["accesses"] for rank in spilled)
     return {
-        "device_peak": max(rank["device_peak"] for rank in spilled),
         "transient": max(rank["transient"] for rank in spilled),
         "page_bytes": spilled[0]["page_bytes"],
         "links": {name: nbytes / setting.steps for name, nbytes in links.items()},

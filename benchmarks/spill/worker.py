@@ -29,9 +29,8 @@ from ciuic_dist.sharding.registry import sharded_of
 
 @dataclass(frozen=True, slots=True)
 class Spilled:
-    """Ours alone. `links` (bytes), `stall_seconds` and the counts are those of the timed steps."""
+    """Ours under a budget. `links` (bytes), `stall_seconds` and the counts are those of the timed steps."""
 
-    device_peak: int
     transient: int
     page_bytes: int
     links: dict[str, int]
@@ -44,7 +43,7 @@ class Spilled:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one rank measured; `disk_read` and `disk_written` are bytes of all timed steps."""
+    """What one rank measured; `disk_read` and `disk_written` are bytes of all timed steps, `device_peak` ours alone."""
 
     parameters: int
     baseline: int
@@ -52,6 +51,7 @@ class Report:
     peak_rss: int
     disk_read: int
     disk_written: int
+    device_peak: int
     spilled: Spilled | None
 
 
@@ -76,6 +76,7 @@ def train(case: Case, setting: Setting) -> Report:
         peak_rss=peak_rss(),
         disk_read=counts.disk["read_bytes"],
         disk_written=counts.disk["write_bytes"],
+        device_peak=cd.status(ours).tiers["device"].peak if ours else 0,
         spilled=counts.spilled(),
     )
 
@@ -103,7 +104,6 @@ class Counts:
             return None
         counts = {name: self.moves.pop(name) for name in _COUNTS}
         return Spilled(
-            device_peak=cd.status(self._model).tiers["device"].peak,
             transient=spill.transient,
             page_bytes=spill.page_bytes,
             links=dict(self.moves),

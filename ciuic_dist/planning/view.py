@@ -32,7 +32,8 @@ class View:
         """Before the first operation everything is on the next tier, but for what the step creates."""
         created = {item for op in self.trace.ops for item in op.creates}
         self.next_use = [float(uses[0]) if uses else math.inf for uses in self.trace.uses]
-        self.last_use, self.fetched, self.counts = ([-1] * len(self.trace.items) for _ in range(3))
+        self.last_use, self.fetched = ([-1] * len(self.trace.items) for _ in range(2))
+        self.counts = [0] * len(self.trace.items)
         self.absent = {item for item, uses in enumerate(self.trace.uses) if uses} - created
 
     @property

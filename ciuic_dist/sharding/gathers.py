@@ -8,7 +8,8 @@ full until the phase ends, and at the end it takes part in what is left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from ciuic_dist.comm.errors import PeerLost
 from ciuic_dist.comm.groups import gather_objects
@@ -58,6 +59,7 @@ class Gathers:
         self._program: _Program | None = None
         self._ahead: set[int] = set()
         self.exchanging = False
+        self._may_prefetch = False
 
     def begin(self, phase: str) -> None:
         """A forward of the model, or a backward, begins."""
@@ -79,7 +81,8 @@ class Gathers:
 
     def need(self, unit: Unit, before: Unit | None = None) -> None:
         """Make ``unit`` full; ``before``: it should have been, before that unit."""
-        self._note(unit, before)
+        if self._note(unit, before):
+            self._may_prefetch = True
         if unit.state is UnitState.SHARDED:
             taken = [unit] if self._program is None else self._program.take_until(unit)
             for other in taken:
@@ -91,8 +94,10 @@ class Gathers:
     def release(self, unit: Unit) -> None:
         """The unit's full form goes if it is one that goes."""
         if unit.state is UnitState.FULL and not unit.keep_full:
-            self._exchange.release(unit)
+            with self._at_work():
+                self._exchange.release(unit)
             unit.move(UnitState.SHARDED)
+            self._prefetch()
 
     def release_all(self, *, but_root: bool) -> None:
         """Release every unit, also one gathered ahead that nobody used."""
@@ -109,18 +114,23 @@ class Gathers:
             if unit.state is UnitState.FULL:
                 unit.move(UnitState.SHARDED)
 
-    def _note(self, unit: Unit, before: Unit | None) -> None:
-        if self._program is not None and (unit.state is not UnitState.FULL or unit.index in self._ahead):
+    def _note(self, unit: Unit, before: Unit | None) -> bool:
+        """Whether this is the first need of the unit since it was gathered; needs are what a program is made of."""
+        first = unit.state is not UnitState.FULL or unit.index in self._ahead
+        if self._program is not None and first:
             needed = self._program.needed
             at = len(needed) if before not in needed else len(needed) - 1 - needed[::-1].index(before)
             needed.insert(at, unit)
         self._ahead.discard(unit.index)
+        return first
 
     def _prefetch(self) -> None:
+        """One unit ahead of each need, when there is room."""
         program = self._program
-        if program is not None and program.learned and program.cursor < len(program.units):
+        if self._may_prefetch and program is not None and program.learned and program.cursor < len(program.units):
             following = program.units[program.cursor]
             if following.state is UnitState.SHARDED and self._exchange.has_room(following):
+                self._may_prefetch = False
                 program.cursor += 1
                 self._ahead.add(following.index)
                 self._start(following)
@@ -137,16 +147,25 @@ class Gathers:
 
     def _start(self, unit: Unit) -> None:
         unit.move(UnitState.GATHERING)
-        self.exchanging = True
-        self._exchange.start_gather(unit)
-        self.exchanging = False
+        with self._at_work():
+            self._exchange.start_gather(unit)
 
     def _finish(self, unit: Unit) -> None:
         if unit.state is not UnitState.GATHERING:
             return
         try:
-            self._exchange.finish_gather(unit)
+            with self._at_work():
+                self._exchange.finish_gather(unit)
         except PeerLost:
             self._program = None
             raise
         unit.move(UnitState.FULL)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """What touches parameters meanwhile is not the model."""
+        self.exchanging = True
+        try:
+            yield
+        finally:
+            self.exchanging = False

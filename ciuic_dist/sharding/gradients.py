@@ -15,13 +15,13 @@ from ciuic_dist.sharding.flat import Flat
 class GradientFlow:
     """Collects what a backward produces and submits each flat when it is complete and its turn has come.
 
-    The turn is the same on all ranks whatever order gradients come in: first the reverse of the model's own
-    order, from the second backward on the order in which rank 0 completed the first.
+    The turn is the same on all ranks whatever order gradients come in: first ``expected``, from the second
+    backward on the order in which rank 0 completed the first.
     """
 
-    def __init__(self, flats: Sequence[Flat], exchange: Exchange) -> None:
+    def __init__(self, expected: Sequence[Flat], exchange: Exchange) -> None:
         self._exchange = exchange
-        self._order = list(reversed(flats))
+        self._order = list(expected)
         self._learned = False
         self._active = False
         self._sync = True

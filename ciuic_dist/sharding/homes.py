@@ -130,6 +130,8 @@ class Homes:
 
     def __init__(self) -> None:
         self.budget = 0
+        self.write_behind = False
+        """Whether a shard is written down as soon as it isn't used, and not first when its memory is wanted."""
         self.used = 0
         self.peak = 0
         self._recent: dict[SpilledShard, None] = {}  # those here or coming, the least recently used first
@@ -161,7 +163,7 @@ class Homes:
     def let_go(self, shard: SpilledShard) -> None:
         """A use is over."""
         shard.wanted -= 1
-        if not shard.wanted:
+        if not shard.wanted and self.write_behind:
             shard.unused()
 
     def _make_room(self, shard: SpilledShard) -> None:

@@ -76,6 +76,8 @@ def shard(
         if exchange.gathers:
             unit.move(UnitState.SHARDED)
     fill(model, flats, device)
+    if spill is not None:
+        spill.homes.write_behind = True  # filling comes back to a shard for each of its parameters
     exchange.after_update()
     sharded = Sharded(model, made, exchange, stage=stage, spill=spill)
     sharded.compute_dtype = compute_dtype

@@ -42,7 +42,9 @@ class Sharded:
         self.spill = spill
         self.meter = None if spill is None else ActivationMeter()
         self.gathers = Gathers(self.units, exchange)
-        self.gradients = GradientFlow([flat for flat in self.flats if flat.trainable], exchange)
+        # The root's gradients come over the whole backward, and are complete at its end.
+        backwards = sorted(reversed(self.units), key=lambda unit: unit.is_root)
+        self.gradients = GradientFlow([flat for unit in backwards for flat in reversed(unit.trainable)], exchange)
         self.versions = VersionWatch(self.flats)
         self.last = True
         self.updating = False
