@@ -35,7 +35,11 @@ __all__ = [
 
 
 def no_sync(model: nn.Module) -> AbstractContextManager[None]:
-    """Backwards in this context only accumulate; the next one outside it reduces the sum."""
+    """Backwards in this context are not the last of their step: their gradients only add up.
+
+    Stages 0 and 1 reduce the sum with the next backward outside it; stages 2 and 3, where gradients are sharded,
+    reduce each backward's.
+    """
     return sharded_of(model).no_sync()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -93,6 +94,7 @@ def run(bench: parts.Bench, options: argparse.Namespace) -> Iterator[tuple[str, 
 def main() -> None:
     """Run, say how each trial went as it ends, print the tables; exit code 1 where losses differ or ours fails."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # so that folders and cgroups are removed
     setting = Setting(
         model="llama",
         size=options.size,

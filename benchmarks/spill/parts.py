@@ -123,8 +123,14 @@ def peers(bench: Bench) -> list[Trial]:
     """Every engine in turn, ours within a third of its peak and without a budget."""
     folder = str(bench.folder)
     cases = [Case("ours, 33%", "ours", folder, int(0.33 * bench.peak()))]
-    cases += [Case(engine, engine, folder) for engine in ENGINES]
     trials: list[Trial] = []
+    for engine in ENGINES:
+        try:
+            bench.baseline(engine)  # what it needs compiled is compiled before anything is timed
+        except RunError as error:
+            trials.append(Trial("peers", engine, error=str(error)))
+        else:
+            cases.append(Case(engine, engine, folder))
     for repetition in range(bench.repetitions):
         for case in list(cases):
             trials.append(bench.trial("peers", case, repetition))

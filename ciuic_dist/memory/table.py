@@ -48,7 +48,6 @@ class Page:
         ``slot`` is the device's; ``tier`` and ``tier_slot`` are the lower ones. ``dirty``: no lower copy equals the
         device's; True for a new page, its owner clears it when a store is done and sets it at every change.
         ``static``: it stays on the device once it is there.
-        ``static``: it is not to leave the device.
         """
         self.name = name
         self.nbytes = nbytes

@@ -43,7 +43,7 @@ class Sharded:
         self.meter = None if spill is None else ActivationMeter()
         self.gathers = Gathers(self.units, exchange)
         # The root's gradients come over the whole backward, and are complete at its end.
-        backwards = sorted(reversed(self.units), key=lambda unit: unit.is_root)
+        backwards = sorted(self.units, key=lambda unit: (unit.is_root, -unit.index))
         self.gradients = GradientFlow([flat for unit in backwards for flat in reversed(unit.trainable)], exchange)
         self.versions = VersionWatch(self.flats)
         self.last = True

@@ -12,8 +12,8 @@ from torch import nn
 
 import ciuic_dist as cd
 from ciuic_dist.checkpoint.folder import whole_or_absent
-from ciuic_dist.comm.together import on_rank_zero
 from ciuic_dist.comm.groups import rank
+from ciuic_dist.comm.together import on_rank_zero
 from tests.dist.launch import launch
 from tests.dist.models import Stack
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import ciuic_dist as cd
 from ciuic_dist.comm.groups import rank
+from ciuic_dist.memory.budget import BudgetError
 from tests.dist import models
 from tests.dist.launch import launch
 from tests.dist.training import Sample, Task, made, mean_square
@@ -163,7 +164,7 @@ ARGUMENTS: dict[str, tuple[type[Exception], dict[str, Any]]] = {
     "stage": (ValueError, {"stage": 4}),
     "precision": (ValueError, {"mixed_precision": "fp4"}),
     "units": (ValueError, {"units": ["Blok"]}),
-    "memory": (NotImplementedError, {"memory": cd.Memory(device="1GiB")}),
+    "memory": (BudgetError, {"memory": cd.Memory(device="1GiB")}),
 }
 
 

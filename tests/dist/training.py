@@ -110,15 +110,18 @@ def train_sharded(task: Task, stage: int) -> Training:
     return Training(losses, norms, state)
 
 
-def train_plain(task: Task, world: int) -> list[Training]:
-    """The same in this process: one Training a rank."""
+def train_plain(task: Task, world: int, *, at_once: bool = True) -> list[Training]:
+    """The same in this process: one Training a rank.
+
+    ``at_once``: every micro-batch's gradients are summed over the ranks, as stages 2 and 3 do; else ``sums`` tells.
+    """
     torch.set_num_threads(1)
     model = made(task)
     optimizer = task.plain(task.groups(model))
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
     losses: list[list[float]] = [[] for _ in range(world)]
     norms = []
-    sums = (1,) * sum(task.sums) if world == 1 else task.sums  # alone, every micro-batch is added at once
+    sums = (1,) * sum(task.sums) if at_once or world == 1 else task.sums
     for step in range(task.steps):
         total: dict[nn.Parameter, Tensor] = {}
         micro = 0
