@@ -48,7 +48,7 @@ def help_text() -> str:
     settings = _text("train.yaml").partition("\n\n")[2]  # what comes before is for Hydra
     engine = textwrap.indent(_text("engine/paged.yaml").partition("\n")[2], "  ")
     lines = ["usage: torchrun --nproc-per-node N -m ciuic_dist.train +model=<name> [section.field=value ...]", ""]
-    lines += [settings, f"engine:\n{engine}"]
+    lines += [settings, f"engine:\n{engine}", "model:", *_model_fields(), ""]
     for group in _GROUPS:
         lines.append(f"{'+' if group == 'model' else ''}{group}=<name>, one of")
         for name in options(group):
@@ -56,6 +56,15 @@ def help_text() -> str:
             lines.append(f"  {name:<12}{about}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _model_fields() -> list[str]:
+    """A line for each field that some model has, from the first that has it."""
+    lines: dict[str, str] = {}
+    for name in options("model"):
+        for line in _text(f"model/{name}.yaml").splitlines()[2:]:  # what comes before is for Hydra
+            lines.setdefault(line.partition(":")[0], f"  {line}")
+    return list(lines.values())
 
 
 def _text(file: str) -> str:

@@ -121,7 +121,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class MemoryConfig:
-    """What each tier may hold, as text such as "20GiB", ``nvme`` with its folder, "/scratch:500GiB". None: no budget."""
+    """What each tier may hold, as text such as "20GiB", ``nvme`` with its folder: "/scratch:500GiB". None: no limit."""
 
     device: str | None = None
     host: str | None = None
@@ -141,13 +141,17 @@ class Config:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     @property
-    def run_name(self) -> str:
-        """``run.name``, or family-size, with the engine behind it where that is not ours."""
+    def model_name(self) -> str:
+        """The family with its size, or with where it comes from."""
         model = self.model
         source = model.path.rstrip("/").rpartition("/")[2] if model.path else None
-        engine = None if self.engine.name == "paged" else self.engine.name
-        parts = [model.family, source or model.model_type or model.size, engine]
-        return self.run.name or "-".join(part for part in parts if part)
+        return "-".join(part for part in (model.family, source or model.model_type or model.size) if part)
+
+    @property
+    def run_name(self) -> str:
+        """``run.name``, or the model's with the engine behind it where that is not ours."""
+        engine = self.engine.name
+        return self.run.name or (self.model_name if engine == "paged" else f"{self.model_name}-{engine}")
 
 
 def from_mapping(tree: Mapping[str, Any]) -> Config:

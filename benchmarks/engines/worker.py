@@ -44,7 +44,7 @@ def train(engine: str, setting: Setting) -> Report:
     step = MAKERS[engine](model, setting)
     del model
     gc.collect()
-    steps = loop.run(step, setting, setting.world(engine))
+    steps = loop.run(step, setting, loop.batches(setting, setting.world(engine)))
     return Report(
         parameters=parameters,
         steps=steps,

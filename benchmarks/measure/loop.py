@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 
 import torch
 import torch.distributed as dist
@@ -31,9 +31,10 @@ class Steps:
     memory: list[Sample]
 
 
-def run(step: Step, setting: Setting, world: int, around: AbstractContextManager[object] | None = None) -> Steps:
+def run(
+    step: Step, setting: Setting, stream: Iterator[Batch], around: AbstractContextManager[object] | None = None
+) -> Steps:
     """Warm-up, timed steps (within `around`), then one more in which memory is sampled, as that slows it down."""
-    stream = _batches(setting, world)
     losses = [step(next(stream)) for _ in range(setting.warmup)]
     with around or nullcontext():
         times = [_now(setting)]
@@ -45,16 +46,18 @@ def run(step: Step, setting: Setting, world: int, around: AbstractContextManager
     return Steps([end - begin for begin, end in pairwise(times)], [loss.item() for loss in losses], memory)
 
 
-def _batches(setting: Setting, world: int) -> Iterator[Batch]:
-    """This rank's part of one global batch after another: the same text whatever the world."""
+def batches(setting: Setting, world: int) -> Iterator[Batch]:
+    """This rank's part of one global batch after another: the same text whatever the world. It is read at once."""
     data = load(DataConfig(sequence_length=setting.sequence), seed=setting.seed).train
-    rank, counter = int(os.environ["RANK"]), 0
-    while True:
-        (batch,) = data.micro_batches(
-            counter, global_batch=setting.batch, micro_batch=setting.batch // world, rank=rank, world=world
+    rank = int(os.environ["RANK"])
+
+    def batch(first: int) -> Batch:
+        (one,) = data.micro_batches(
+            first, global_batch=setting.batch, micro_batch=setting.batch // world, rank=rank, world=world
         )
-        yield {name: ids.to(setting.device) for name, ids in batch.items()}
-        counter += setting.batch
+        return {name: ids.to(setting.device) for name, ids in one.items()}
+
+    return map(batch, count(step=setting.batch))
 
 
 def _now(setting: Setting, *, together: bool = True) -> float:

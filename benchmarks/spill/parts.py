@@ -87,7 +87,7 @@ class Bench:
     def baseline(self, engine: str) -> int:
         """Bytes of all ranks before there is a model. Raises RunError; compiles what the engine needs compiled."""
         if engine not in self._baselines:
-            command = ("benchmarks.spill.prelude", json.dumps(asdict(Case(engine, engine, str(self.folder)))))
+            command = ("benchmarks.spill.prelude", engine, json.dumps(asdict(self.setting)))
             reports = launch(command, self.setting.world(engine), [_HERE], self.seconds)
             self._baselines[engine] = sum(report["baseline"] for report in reports)
             self.keep("baseline", {"engine": engine, "bytes": self._baselines[engine]})

@@ -1,10 +1,11 @@
-"""A rank before it has a model: the engine's libraries loaded, the group joined, every kernel used once."""
+"""A rank before it has a model: the engine's libraries loaded, the group joined, the text read."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,12 +14,13 @@ import torch.distributed as dist
 from torch import nn
 
 import ciuic_dist as cd
+from benchmarks.measure.loop import Batch, batches
 from benchmarks.measure.memory import pss
-from benchmarks.spill.case import Case
+from benchmarks.measure.setting import Setting
 
 
-def prelude(engine: str) -> int:
-    """Join as the engine's users do; the bytes that interpreter and libraries take then (PSS)."""
+def prelude(engine: str, setting: Setting) -> tuple[Iterator[Batch], int]:
+    """Join as the engine's users do; the batches, and the bytes (PSS) of interpreter, libraries and data."""
     if engine == "ours":
         cd.init()
     elif engine != "plain":
@@ -31,12 +33,13 @@ def prelude(engine: str) -> int:
     import transformers.models.llama.modeling_llama  # noqa: F401  # its first use would load it
 
     _train_a_little()
+    stream = batches(setting, setting.world(engine))
     if dist.is_initialized():
         dist.barrier()  # so that all have loaded what they share
     used = pss()
     if dist.is_initialized():
         dist.barrier()
-    return used
+    return stream, used
 
 
 def import_deepspeed() -> Any:
@@ -70,9 +73,10 @@ def _train_a_little() -> None:
     optimizer.step()
 
 
-def main(case: str, result: str) -> None:
+def main(engine: str, setting: str, result: str) -> None:
     """Write the bytes of this rank to `result`."""
-    Path(result).write_text(json.dumps({"baseline": prelude(Case(**json.loads(case)).engine)}), encoding="utf-8")
+    _, used = prelude(engine, Setting(**json.loads(setting)))
+    Path(result).write_text(json.dumps({"baseline": used}), encoding="utf-8")
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -57,7 +57,7 @@ class Report:
 
 def train(case: Case, setting: Setting) -> Report:
     """Build the model, spread it, train it."""
-    baseline = prelude(case.engine)
+    stream, baseline = prelude(case.engine, setting)
     family, size, overrides = setting.model_settings()
     model = build(ModelConfig(family, size, overrides=overrides), vocab_size=None, seed=setting.seed).train()
     if setting.checkpointing:
@@ -68,7 +68,7 @@ def train(case: Case, setting: Setting) -> Report:
     del model
     gc.collect()
     counts = Counts(ours)
-    steps = loop.run(step, setting, setting.world(case.engine), counts)
+    steps = loop.run(step, setting, stream, counts)
     return Report(
         parameters=parameters,
         baseline=baseline,

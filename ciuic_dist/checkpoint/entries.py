@@ -6,11 +6,14 @@
 ``optimizer.state.<parameter>.<key>``       state with one value an element, in the parameter's shape
 ``optimizer.scalars.<parameter>.<key>``     other state
 ``optimizer.groups.<number>``               a group's settings
+``optimizer.kind.<class>``                  nothing; the name says whose state it is
 ``extra``                                   a dict of what the caller adds, rank 0's
 """
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -26,6 +29,7 @@ from ciuic_dist.sharding.registry import sharded_of
 from ciuic_dist.sharding.values import read_piece, write_piece
 
 _EXTRA_STATE = "_extra_state"  # as torch names it in state dicts
+_KIND = "optimizer.kind."
 
 
 def model_entries(model: nn.Module) -> dict[str, Any]:
@@ -83,6 +87,7 @@ def _room(entry: Any) -> Any:
 def optimizer_entries(optimizer: PagedOptimizer) -> dict[str, Any]:
     """This rank's pieces of the optimizer state; scalars from the rank that holds a parameter's first element."""
     entries: dict[str, Any] = {f"optimizer.groups.{i}": group for i, group in enumerate(optimizer.settings())}
+    entries[_KIND + _kind(optimizer)] = None
     for flat, piece, state in optimizer.piece_states():
         slot = flat.layout.slots[piece.index]
         for key, value in state.items():
@@ -97,8 +102,9 @@ def optimizer_entries(optimizer: PagedOptimizer) -> dict[str, Any]:
 def optimizer_room(optimizer: PagedOptimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Room for what ``saved`` (name to metadata) has for this rank's pieces.
 
-    Raises ValueError for another number of groups.
+    Raises ValueError for another kind of optimizer or another number of groups.
     """
+    _check_kind(optimizer, saved)
     groups = [name for name in saved if name.startswith("optimizer.groups.")]
     if len(groups) != len(optimizer.param_groups):
         raise ValueError(f"{len(groups)} parameter groups were saved, {len(optimizer.param_groups)} are here")
@@ -116,6 +122,33 @@ def optimizer_room(optimizer: PagedOptimizer, saved: Mapping[str, Any]) -> dict[
                 dtype = metadata.properties.dtype
                 entries[name] = room_for(slot.shape, piece.start, piece.numel, dtype, flat.device)
     return entries
+
+
+def _check_kind(optimizer: PagedOptimizer, saved: Mapping[str, Any]) -> None:
+    here, instead = _kind(optimizer), "make an optimizer of that kind, or load without optimizer="
+    kinds = [name.removeprefix(_KIND) for name in saved if name.startswith(_KIND)]
+    if kinds and kinds != [here]:
+        raise ValueError(f"the optimizer state that was saved is {kinds[0]}'s, the optimizer here is {here}: {instead}")
+    if not kinds:  # saved before kinds were; settings such as amsgrad add keys, so one may have more than the other
+        theirs, ours = {key for names in _by_parameter(saved).values() for key in names}, _state_keys(optimizer)
+        if not (theirs <= ours or ours <= theirs):
+            was, has = (", ".join(sorted(keys)) for keys in (theirs, ours))
+            raise ValueError(f"the optimizer state that was saved is {was}, {here} here has {has}: {instead}")
+
+
+def _kind(optimizer: PagedOptimizer) -> str:
+    return type(optimizer.inner).__name__
+
+
+def _state_keys(optimizer: PagedOptimizer) -> set[str]:
+    """What the optimizer keeps for a parameter once it has stepped."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    trial = copy.copy(optimizer.inner)
+    trial.state = defaultdict(dict)
+    trial.param_groups = [{**optimizer.inner.param_groups[0], "params": [parameter]}]
+    trial.step()
+    return set(trial.state[parameter])
 
 
 def install_optimizer(optimizer: PagedOptimizer, read: Mapping[str, Any]) -> None:

@@ -42,7 +42,8 @@ def save(path: str | PathLike[str], *, model: nn.Module, optimizer: PagedOptimiz
 def load(path: str | PathLike[str], *, model: nn.Module, optimizer: PagedOptimizer | None = None) -> dict[str, Any]:
     """Read what ``save`` wrote, onto any number of ranks; returns ``extra``.
 
-    Raises FileNotFoundError, or ValueError where the checkpoint is of another model; nothing is changed then.
+    Raises FileNotFoundError, or ValueError where the checkpoint is of another model or another kind of optimizer;
+    nothing is changed then.
     """
     with together():
         reader = dcp.FileSystemReader(find_complete(Path(path)))

@@ -68,9 +68,7 @@ class BoxedPiece:
         return [_chunk(box) for box in self._boxes.values()]
 
 
-def room_for(
-    shape: tuple[int, ...], start: int, numel: int, dtype: torch.dtype, device: torch.device
-) -> BoxedPiece:
+def room_for(shape: tuple[int, ...], start: int, numel: int, dtype: torch.dtype, device: torch.device) -> BoxedPiece:
     """A piece with memory of its own, not yet filled."""
     values = torch.empty(numel, dtype=dtype, device=device)
     return BoxedPiece(shape, start, numel, dtype, lambda: values)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
+import weakref
 from datetime import timedelta
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,11 +23,15 @@ class _Settings:
     timeout = DEFAULT_TIMEOUT
 
 
+# No longer than the default group it stands beside: destroy_process_group ends only groups that nobody holds.
+_beside: weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = weakref.WeakKeyDictionary()
+
+
 def init(timeout: float = DEFAULT_TIMEOUT) -> None:
     """Join the group torchrun describes (Gloo on CPU, NCCL on GPU), or stay one process alone.
 
     ``timeout`` (seconds) bounds every wait for another rank. Calling it twice, or after
-    ``torch.distributed.init_process_group``, keeps the group there is.
+    ``torch.distributed.init_process_group``, keeps the group there is. One made here ends with the process.
     Raises ValueError where the launcher's environment variables contradict each other.
     """
     if timeout <= 0:
@@ -40,6 +46,18 @@ def init(timeout: float = DEFAULT_TIMEOUT) -> None:
         torch.cuda.set_device(device())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    made = dist.group.WORLD
+    assert made is not None
+    atexit.register(_leave, weakref.ref(made))
+
+
+def _leave(mine: weakref.ref[dist.ProcessGroup]) -> None:
+    """End the group that ``init`` made, if that is the one there is.
+
+    A group's threads take the interpreter's lock to free tensors; while the interpreter ends, that aborts the process.
+    """
+    if dist.is_initialized() and dist.group.WORLD is mine():
+        dist.destroy_process_group()
 
 
 def _check_environment() -> int:
@@ -104,14 +122,13 @@ def control_group() -> dist.ProcessGroup:
     world = dist.group.WORLD
     if world is None:
         raise RuntimeError("this process is alone: there is no group of ranks")
-    # Only a name is remembered: a group that outlives destroy_process_group is torn down as the interpreter ends,
-    # when its threads can no longer take the interpreter's lock, and the process aborts.
-    return world if torch.device("cpu") in world._device_types else _gloo_beside(world.group_name)
-
-
-@lru_cache(maxsize=1)
-def _gloo_beside(_: str) -> dist.ProcessGroup:
-    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds())))
+    if torch.device("cpu") in world._device_types:
+        return world
+    if world not in _beside:
+        _beside[world] = cast(
+            "dist.ProcessGroup", dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds()))
+        )
+    return _beside[world]
 
 
 def gather_objects(value: T) -> list[T]:

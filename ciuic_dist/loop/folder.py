@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,6 +14,7 @@ from ciuic_dist.config import Config, ConfigError, flatten, to_mapping
 
 # What a checkpoint depends on. Anything else (learning rate, steps, stage, ...) may change on resume.
 _FIXED = re.compile(r"(model|data)\..*|train\.(global_batch|seed)|engine\.name")
+_FIXED_TOO = {"deepspeed": {"engine.stage", "train.precision"}}  # its files depend on them
 _COMPLETE = re.compile(r"step-(\d{6,})")
 
 
@@ -25,14 +25,16 @@ class RunFolder:
         self._config = config
         self.path = Path(config.run.folder) / config.run_name
         self.metrics = self.path / "metrics.jsonl"
+        self._settings = self.path / "config.yaml"
         self._checkpoints = self.path / "checkpoints"
         self._lock: int | None = None
 
-    def claim(self) -> int:
+    def claim(self) -> tuple[int, list[str]]:
         """Take the folder for this process, clear away what a crash left, write ``config.yaml``.
 
-        Returns the step of the newest complete checkpoint, 0 without one. Raises ConfigError if another
-        process has the folder, or if its checkpoints were made with settings that differ.
+        Returns the step of the newest complete checkpoint (0 without one), and the settings that are not what
+        they were there. A finished run keeps its ``config.yaml``. Raises ConfigError if another process has
+        the folder, or if its checkpoints can't be continued with these settings.
         """
         self._checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -42,14 +44,14 @@ class RunFolder:
             message = f"{self.path} is in use by another process: wait for it, or give another run.name"
             raise ConfigError(message) from None
         step = max(self._steps(), default=0)
-        if step:
-            self._compare()
+        changes = self._changes() if step else []
         for entry in self._checkpoints.iterdir():
             if not _COMPLETE.fullmatch(entry.name):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        text = yaml.safe_dump(to_mapping(self._config), sort_keys=False)
-        (self.path / "config.yaml").write_text(text, encoding="utf-8")
-        return step
+        if step < self._config.train.steps:
+            text = yaml.safe_dump(to_mapping(self._config), sort_keys=False)
+            self._settings.write_text(text, encoding="utf-8")
+        return step, changes
 
     def release(self) -> None:
         """Let another process have the folder."""
@@ -72,17 +74,20 @@ class RunFolder:
         names = (_COMPLETE.fullmatch(entry.name) for entry in self._checkpoints.iterdir())
         return [int(name[1]) for name in names if name]
 
-    def _compare(self) -> None:
-        file = self.path / "config.yaml"
-        before = _fixed(yaml.safe_load(file.read_text(encoding="utf-8")))
-        now = _fixed(to_mapping(self._config))
-        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-        if changed:
-            listed = ", ".join(f"{key} ({before.get(key)} there, {now.get(key)} now)" for key in changed)
+    def _changes(self) -> list[str]:
+        """``config.yaml`` against the settings of now. Raises ConfigError for what a checkpoint depends on."""
+        before = flatten(yaml.safe_load(self._settings.read_text(encoding="utf-8")))
+        now = flatten(to_mapping(self._config))
+        changes = {
+            key: f"{key} ({before.get(key)} there, {now.get(key)} now)"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key) and not key.startswith("run.")
+        }
+        too = _FIXED_TOO.get(self._config.engine.name, set())
+        fatal = [change for key, change in changes.items() if _FIXED.fullmatch(key) or key in too]
+        if fatal:
             raise ConfigError(
-                f"{self.path} holds a run with other settings: {listed}; give another run.name or delete that folder"
+                f"{self.path} holds a run with other settings: {', '.join(fatal)}; "
+                f"give another run.name or delete that folder"
             )
-
-
-def _fixed(tree: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flatten(tree).items() if _FIXED.fullmatch(key)}
+        return list(changes.values())

@@ -18,6 +18,7 @@ from ciuic_dist.comm import groups
 from ciuic_dist.comm.agreement import agree
 from ciuic_dist.comm.together import on_rank_zero
 from ciuic_dist.config import Config, to_mapping
+from ciuic_dist.data.sources import describe
 from ciuic_dist.engines.build import build as build_engine
 from ciuic_dist.loop.folder import RunFolder
 from ciuic_dist.loop.peers import PeerWatch
@@ -56,13 +57,14 @@ def run(config: Config) -> int:
 
 
 def _run(config: Config, corpus: data.Corpus, model: nn.Module, folder: RunFolder, stop: StopRequest) -> int:
-    first = on_rank_zero(folder.claim)
+    first, changes = on_rank_zero(folder.claim)
+    if changes:
+        _say(f"settings that are not what they were in {folder.path}: {', '.join(changes)}")
     if first >= config.train.steps:
         _say(f"{folder.path} is finished: {first} steps. More train.steps continue it, another run.name starts anew")
         return FINISHED
-    engine = build_engine(
-        config.engine, model, optimizer=config.optimizer, train=config.train, memory=config.memory
-    )
+    _say(_header(config, corpus, model))
+    engine = build_engine(config.engine, model, optimizer=config.optimizer, train=config.train, memory=config.memory)
     try:
         if first:
             _say(f"resuming {folder.path} after step {first}")
@@ -77,6 +79,17 @@ def _run(config: Config, corpus: data.Corpus, model: nn.Module, folder: RunFolde
         return STOPPED
     _say(f"finished: {folder.path}")
     return FINISHED
+
+
+def _header(config: Config, corpus: data.Corpus, model: nn.Module) -> str:
+    """What is about to be trained, where and on what."""
+    world, engine, length = groups.world_size(), config.engine, config.data.sequence_length
+    return (
+        f"{config.model_name}: {sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
+        f"{world} rank{'s' if world > 1 else ''}, engine {engine.name} at stage {engine.stage}, "
+        f"{len(corpus.train) * length:,} tokens of {describe(config.data.path)} and "
+        f"{len(corpus.validation) * length:,} to validate"
+    )
 
 
 def _use_cores() -> None:

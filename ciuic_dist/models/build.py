@@ -42,6 +42,8 @@ def build(config: ModelConfig, *, vocab_size: int | None, seed: int) -> nn.Modul
     if type(hf) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigError(f"transformers has no causal language model of type {hf.model_type}")
     model = record(make, seed)
+    if getattr(model, "loss_type", None) is None:  # transformers would take this one too, with a warning
+        model.loss_type = "ForCausalLM"  # type: ignore[assignment]  # a plain attribute of the module
     if config.pretrained:
         assert config.path is not None
         defer(model, Pretrained(model, config.path, hf, seed))

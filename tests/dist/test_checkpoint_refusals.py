@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
+from torch.optim import SGD, Adam, Optimizer
 
 import ciuic_dist as cd
 from ciuic_dist.checkpoint.folder import whole_or_absent
 from ciuic_dist.comm.groups import rank
 from ciuic_dist.comm.together import on_rank_zero
+from ciuic_dist.optim.paged import PagedOptimizer, StateValues
 from tests.dist.launch import launch
 from tests.dist.models import Stack
 
@@ -25,11 +29,13 @@ class TwoArguments(Exception):
         super().__init__(f"{first} {second}")
 
 
-def trained(width: int = 12) -> tuple[nn.Module, cd.AdamW]:
+def trained(
+    width: int = 12, kind: type[Optimizer] = torch.optim.AdamW, **options: Any
+) -> tuple[nn.Module, PagedOptimizer]:
     """A sharded model after one step."""
     torch.manual_seed(0)
     model = cd.shard(Stack(width=width))
-    optimizer = cd.AdamW(model.parameters(), lr=0.01)
+    optimizer = cd.paged(kind, model.parameters(), lr=0.01, **options)
     model(torch.ones(2, 8)).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -102,9 +108,12 @@ def test_an_error_that_does_not_unpickle_goes_to_the_others_in_words() -> None:
     assert launch(fail_on_rank_zero) == ["TwoArguments: not portable", "RuntimeError: TwoArguments: not portable"]
 
 
-def snapshot(model: nn.Module, optimizer: cd.AdamW) -> list[Any]:
+def snapshot(model: nn.Module, optimizer: PagedOptimizer) -> list[Any]:
     """Copies of the parameters and of all optimizer state on this rank."""
-    state = [{key: v.clone() for key, v in state.items()} for _, _, state in optimizer.piece_states()]
+    state = [
+        {key: (value.read() if isinstance(value, StateValues) else value).clone() for key, value in state.items()}
+        for _, _, state in optimizer.piece_states()
+    ]
     return [[p.detach().clone() for p in model.parameters()], state, optimizer.settings()]
 
 
@@ -133,6 +142,51 @@ def load_what_does_not_fit(path: Path, kind: str) -> str:
 def test_a_refused_load_changes_nothing(kind: str, world: int, tmp_path: Path) -> None:
     errors = launch(load_what_does_not_fit, tmp_path / "checkpoint", kind, world=world)
     assert all(error.startswith("ValueError") for error in errors), errors
+
+
+def without_its_kind(path: Path) -> None:
+    """Make a checkpoint one that was saved before the optimizer's kind was."""
+    metadata = FileSystemReader(path).read_metadata()
+    entries = metadata.state_dict_metadata
+    metadata.state_dict_metadata = {name: entry for name, entry in entries.items() if "optimizer.kind" not in name}
+    assert len(metadata.state_dict_metadata) == len(entries) - 1
+    with (path / ".metadata").open("wb") as file:
+        pickle.dump(metadata, file)
+
+
+def load_into(path: Path, saved: dict[str, Any], here: dict[str, Any], old: bool) -> str:
+    model, optimizer = trained(**saved)
+    cd.save(path, model=model, optimizer=optimizer)
+    if old:
+        on_rank_zero(lambda: without_its_kind(path))
+    model, optimizer = trained(**here)
+    before = snapshot(model, optimizer)
+    error = said(lambda: cd.load(path, model=model, optimizer=optimizer))
+    if error != "no error":
+        torch.testing.assert_close(snapshot(model, optimizer), before, rtol=0, atol=0)
+    return error
+
+
+MOMENTUM = {"kind": SGD, "momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "old", "message"),
+    [
+        (MOMENTUM, {}, False, "ValueError: the optimizer state that was saved is SGD's, the optimizer here is AdamW: "),
+        ({}, MOMENTUM, False, "ValueError: the optimizer state that was saved is AdamW's, the optimizer here is SGD: "),
+        ({"kind": Adam}, {}, False, "ValueError: the optimizer state that was saved is Adam's, "),
+        (MOMENTUM, {}, True, "ValueError: the optimizer state that was saved is momentum_buffer, AdamW here has exp_a"),
+        ({}, MOMENTUM, True, "ValueError: the optimizer state that was saved is exp_avg, exp_avg_sq, step, SGD here "),
+        ({"amsgrad": True}, {}, True, "no error"),
+        ({}, {"amsgrad": True}, False, "no error"),
+    ],
+)
+def test_the_state_of_another_kind_of_optimizer_is_refused(
+    saved: dict[str, Any], here: dict[str, Any], old: bool, message: str, tmp_path: Path
+) -> None:
+    for error in launch(load_into, tmp_path / "checkpoint", saved, here, old):
+        assert error.startswith(message)
 
 
 def load_where_one_rank_sees_nothing(path: Path) -> str:

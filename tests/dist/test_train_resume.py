@@ -99,18 +99,25 @@ def test_a_run_goes_on_with_another_number_of_ranks(engine: str, tmp_path: Path)
     assert losses(run) == pytest.approx(whole, abs=1e-5)
 
 
-def test_the_learning_rate_and_the_steps_may_change_on_resume(tmp_path: Path) -> None:
-    train(tmp_path, *TINY, "run.name=run", "train.steps=2")
-    train(tmp_path, *TINY, "run.name=run", "train.steps=3", "optimizer.lr=0.5")
+def test_the_learning_rate_and_the_steps_may_change_on_resume_and_are_named(tmp_path: Path) -> None:
+    begun = train(tmp_path, *TINY, "run.name=run", "train.steps=2")
+    resumed = train(tmp_path, *TINY, "run.name=run", "train.steps=3", "optimizer.lr=0.5")
+    line = "settings that are not what they were in runs/run: optimizer.lr (0.003 there, 0.5 now), train.steps (2 there"
+    assert line not in begun.out[0]
+    assert line in resumed.out[0]
     lines = (tmp_path / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["lr"] for line in lines] == pytest.approx([1.5e-3, 3e-3, 0.5])
 
 
-def test_a_finished_run_says_so(uninterrupted: Path) -> None:
-    before = (uninterrupted / "metrics.jsonl").read_bytes()
-    ended = train(uninterrupted.parents[1], *JOB)
-    assert f"runs/gpt2-tiny is finished: {STEPS} steps" in ended.out[0]
-    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+def test_a_finished_run_says_so_and_names_what_changed(uninterrupted: Path) -> None:
+    files = [uninterrupted / "metrics.jsonl", uninterrupted / "config.yaml"]
+    before = [file.read_bytes() for file in files]
+    finished = f"runs/gpt2-tiny is finished: {STEPS} steps"
+    assert train(uninterrupted.parents[1], *JOB).out[0].startswith(finished)
+    changed, said = train(uninterrupted.parents[1], *JOB, "optimizer.lr=1").out[0].splitlines()
+    assert changed.endswith(" in runs/gpt2-tiny: optimizer.lr (0.003 there, 1.0 now)")
+    assert said.startswith(finished)
+    assert [file.read_bytes() for file in files] == before
 
 
 @pytest.mark.parametrize(

@@ -126,5 +126,6 @@ def test_help_shows_every_setting_model_and_engine(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == help_text() + "\n"
     for key in field_names():
         section, _, name = key.partition(".")
-        assert section == "model" or f"  {name}:" in help_text()
+        part = help_text().partition(f"\n{section}:")[2].partition("\n\n")[0]
+        assert f"\n  {name}: " in part, key
     assert all(name in help_text() for name in [*options("model"), *options("engine")])
