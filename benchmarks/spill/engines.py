@@ -14,7 +14,7 @@ from benchmarks.engines.engines import ddp, plain, torch_adamw, training_loop
 from benchmarks.measure.loop import Batch, Step
 from benchmarks.measure.setting import Setting
 from benchmarks.spill.case import Case
-from benchmarks.spill.prelude import import_deepspeed
+from benchmarks.spill.prelude import import_deepspeed, with_checkpointing
 from ciuic_dist.models.deferred import materialize, recipe_of
 
 _NVME_PER_PARAMETER: Final = 24  # bytes: weights, state and gradients take 16 in fp32, pages are not all full
@@ -143,10 +143,3 @@ _MAKERS: Final[dict[str, Callable[[nn.Module, Case, Setting], Step]]] = {
     "deepspeed-cpu": _deepspeed,
     "deepspeed-nvme": _deepspeed,
 }
-
-
-def with_checkpointing(model: Any) -> nn.Module:
-    """The model, told to compute activations again in the backward."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    made: nn.Module = model
-    return made

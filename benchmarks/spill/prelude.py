@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -17,6 +18,9 @@ import ciuic_dist as cd
 from benchmarks.measure.loop import Batch, batches
 from benchmarks.measure.memory import pss
 from benchmarks.measure.setting import Setting
+from ciuic_dist.config import ModelConfig
+from ciuic_dist.models.build import build
+from ciuic_dist.models.deferred import materialize
 
 
 def prelude(engine: str, setting: Setting) -> tuple[Iterator[Batch], int]:
@@ -30,9 +34,9 @@ def prelude(engine: str, setting: Setting) -> tuple[Iterator[Batch], int]:
     if engine.startswith("deepspeed"):
         import_deepspeed()
         build_operators(engine)
-    import transformers.models.llama.modeling_llama  # noqa: F401  # its first use would load it
 
     _train_a_little()
+    gc.collect()
     stream = batches(setting, setting.world(engine))
     if dist.is_initialized():
         dist.barrier()  # so that all have loaded what they share
@@ -67,10 +71,19 @@ def build_operators(engine: str) -> None:
 
 
 def _train_a_little() -> None:
-    model = nn.Sequential(nn.Linear(64, 64), nn.RMSNorm(64))
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    model(torch.ones(4, 64)).sum().backward()
+    """A model of a few parameters, once: what its code loads and keeps is no part of a model's memory."""
+    model = with_checkpointing(build(ModelConfig("llama", "tiny"), vocab_size=None, seed=0)).train()
+    optimizer = torch.optim.AdamW(materialize(model).parameters(), fused=True)
+    ids = torch.zeros(1, 16, dtype=torch.long)
+    model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
+
+
+def with_checkpointing(model: Any) -> nn.Module:
+    """The model, told to compute activations again in the backward."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    made: nn.Module = model
+    return made
 
 
 def main(engine: str, setting: str, result: str) -> None:

@@ -20,8 +20,8 @@ from benchmarks.measure import loop
 from benchmarks.measure.memory import peak_rss
 from benchmarks.measure.setting import Setting
 from benchmarks.spill.case import Case
-from benchmarks.spill.engines import make, with_checkpointing
-from benchmarks.spill.prelude import prelude
+from benchmarks.spill.engines import make
+from benchmarks.spill.prelude import prelude, with_checkpointing
 from ciuic_dist.config import ModelConfig
 from ciuic_dist.models.build import build
 from ciuic_dist.sharding.registry import sharded_of

@@ -73,8 +73,10 @@ class Gathers:
         program, self._program = self._program, None
         if program is None:  # it never began, or it broke
             return
-        for unit in program.take_rest():
+        for unit in program.take_rest() if self._exchange.in_step else ():
             self._gather(unit)
+            if not unit.is_root:
+                self.release(unit)
         if not program.learned:
             program.learn()
         self.release_all(but_root=True)
@@ -85,7 +87,10 @@ class Gathers:
             self._may_prefetch = True
         if unit.state is UnitState.SHARDED:
             taken = [unit] if self._program is None else self._program.take_until(unit)
+            if not self._exchange.in_step:
+                taken = [unit]
             for other in taken:
+                self._make_room(other)
                 self._gather(other)
             self._ahead |= {other.index for other in taken if other is not unit}
         self._finish(unit)
@@ -113,6 +118,15 @@ class Gathers:
             self.release(unit)
             if unit.state is UnitState.FULL:
                 unit.move(UnitState.SHARDED)
+
+    def _make_room(self, unit: Unit) -> None:
+        """Under a budget: what was gathered for others' sake goes first, in the hope that it isn't needed here."""
+        passed = [] if self._program is None else self._program.units[: self._program.cursor]
+        for other in passed:
+            if self._exchange.has_room(unit):
+                return
+            if other is not unit and other.index in self._ahead and other.state is UnitState.FULL:
+                self.release(other)
 
     def _note(self, unit: Unit, before: Unit | None) -> bool:
         """Whether this is the first need of the unit since it was gathered; needs are what a program is made of."""

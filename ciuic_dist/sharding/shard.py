@@ -20,6 +20,7 @@ from ciuic_dist.sharding.exchange.collective import CollectiveExchange
 from ciuic_dist.sharding.exchange.local import LocalExchange
 from ciuic_dist.sharding.exchange.mailbox import MailboxLayout
 from ciuic_dist.sharding.exchange.shared import SharedExchange, page_rounded
+from ciuic_dist.sharding.exchange.spilled import shards_of
 from ciuic_dist.sharding.fill import fill
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.guards import guard
@@ -70,7 +71,8 @@ def shard(
     exchange = _choose_exchange(model, made, stage, device, spill)
     exchange.place(flats)
     if spill is not None:
-        spill.begin(exchange.usage() + exchange.in_flight())
+        largest = max(sum(shard.nbytes for shard in shards_of(unit)) for unit in made)
+        spill.begin(exchange.usage() + exchange.in_flight(), largest)
     for unit in made:
         unit.keep_full = exchange.keeps_full
         if exchange.gathers:

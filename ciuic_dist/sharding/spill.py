@@ -21,7 +21,7 @@ from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import Homes, SpilledShard
 
 _SMALLEST_PAGE, _LARGEST_PAGE = 8 << 10, 4 << 20
-_PAGES_OF_A_BUDGET = 128
+_PAGES_OF_A_BUDGET = 256
 _STATE_SLOTS = 9
 """The least that optimizer state needs: for one span of AdamW with a split master, for what comes, for what leaves."""
 _GRADIENT_SLOTS = 3
@@ -85,14 +85,15 @@ class Spill:
         self._shards.append(home)
         return home
 
-    def begin(self, fixed: int) -> None:
+    def begin(self, fixed: int, largest_unit: int) -> None:
         """Give parameters and pages the least they need; ``fixed`` bytes of the device are others'.
+
+        ``largest_unit``: bytes of the largest unit's shards.
 
         Raises BudgetError where even that is too much.
         """
         self._fixed = fixed
-        largest = max((shard.nbytes for shard in self._shards), default=0)
-        self.homes.budget = min(_UNITS_IN_FLIGHT * largest, self._parameter_bytes)
+        self.homes.budget = min(_UNITS_IN_FLIGHT * largest_unit, self._parameter_bytes)
         self.check(0)
 
     def check(self, transient: int) -> None:

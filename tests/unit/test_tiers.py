@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,12 +34,17 @@ def refuse(number: int) -> OSError:
 def cached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FileTier:
     """On a file system that takes O_DIRECT and then can't do it."""
 
-    def preadv(*_: object) -> int:
-        raise refuse(errno.EINVAL)
+    def not_direct(operation: Callable[..., int]) -> Callable[..., int]:
+        def move(file: int, *arguments: object) -> int:
+            if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+                raise refuse(errno.EINVAL)
+            return operation(file, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "preadv", preadv)
-        return FileTier(folder, PAGE, SLOTS)
+        return move
+
+    monkeypatch.setattr(os, "preadv", not_direct(os.preadv))
+    monkeypatch.setattr(os, "pwritev", not_direct(os.pwritev))
+    return FileTier(folder, PAGE, SLOTS)
 
 
 def named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FileTier:

@@ -133,15 +133,25 @@ def test_a_link_is_busy_while_anything_is_under_way(clock: Clock) -> None:
     def advance() -> None:
         clock.now += 10.0
 
-    together = Barrier(2, action=advance)
-    tier = WatchedTier(together.wait)
+    began, together = Event(), Barrier(2, action=advance)
+
+    def write_begins() -> None:
+        began.set()
+        together.wait()
+
+    tier = WatchedTier(write_begins)
     with closing(Transfers(threads=2, timeout=60.0)) as transfers:
         for turn in (1, 2):
-            for ticket in [transfers.store(tier, slot, page(), "p") for slot in range(2)]:
+            began.clear()
+            tickets = [transfers.store(tier, 0, page(), "p")]
+            began.wait()
+            clock.now += 5.0  # one under way, then two
+            tickets.append(transfers.store(tier, 1, page(), "p"))
+            for ticket in tickets:
                 ticket.wait()
             clock.now += 100.0  # idle
             link = transfers.stats.links["device->host"]
-            assert link == LinkStats(bytes=2 * turn * PAGE, count=2 * turn, seconds=10.0 * turn)
+            assert link == LinkStats(bytes=2 * turn * PAGE, count=2 * turn, seconds=15.0 * turn)
 
 
 def test_waiting_is_counted(clock: Clock) -> None:

@@ -33,6 +33,8 @@ class Exchange(Protocol):
     """Whether full forms have to be gathered, and are stale after an update."""
     keeps_full: bool
     """Whether full forms keep their memory between uses."""
+    in_step: bool
+    """Whether a gather takes part of all ranks, so that they gather in one order."""
     has_peers: bool
     """Whether there are other ranks to reduce with."""
 

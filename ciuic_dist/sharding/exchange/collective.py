@@ -28,6 +28,7 @@ class CollectiveExchange:
         self.traffic = Traffic()
         self.gathers = stage > 0
         self.keeps_full = stage < 3
+        self.in_step = True
         self.has_peers = True
         self._world = world
         self._stage = stage

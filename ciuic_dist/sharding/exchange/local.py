@@ -23,6 +23,7 @@ class LocalExchange:
         self.gathers = spill is not None
         self.keeps_full = spill is None
         self._spill = spill
+        self.in_step = False
         self.has_peers = False
         self._flats: Sequence[Flat] = ()
 

@@ -51,6 +51,7 @@ class SharedExchange:
         self._spill = spill
         boards = [mailbox.board(box) for box in pool.mailboxes]
         self._turns = Turns(pool.doorbell, boards, rank) if share_full and spill is not None else None
+        self.in_step = self._turns is not None
         self._pool = pool
         self._mailbox = mailbox
         self._rank = rank
