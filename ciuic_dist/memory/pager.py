@@ -23,6 +23,7 @@ from ciuic_dist.memory.table import Page, PageState
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Ticket, Transfers, fetch, store
 
+
 @dataclass(slots=True)
 class PagerCounts:
     """Since the start: accesses to pages that had content, those found on the device, and those not foreseen."""

@@ -80,6 +80,9 @@ def shard(
     fill(model, flats, device)
     if spill is not None:
         spill.homes.write_behind = True  # filling comes back to a shard for each of its parameters
+        for flat in flats:
+            if flat.home is not None:
+                flat.detach()
     exchange.after_update()
     sharded = Sharded(model, made, exchange, stage=stage, spill=spill)
     sharded.compute_dtype = compute_dtype

@@ -21,7 +21,7 @@ from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import Homes, SpilledShard
 
 _SMALLEST_PAGE, _LARGEST_PAGE = 8 << 10, 4 << 20
-_PAGES_OF_A_BUDGET = 256
+_PAGES_OF_A_BUDGET = 192
 _STATE_SLOTS = 9
 """The least that optimizer state needs: for one span of AdamW with a split master, for what comes, for what leaves."""
 _GRADIENT_SLOTS = 3

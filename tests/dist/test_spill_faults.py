@@ -1,0 +1,149 @@
+"""When a tier fails or a budget is too small, there is one error that names it, and no wrong step."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ciuic_dist as cd
+from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.memory.tier import PageError
+from ciuic_dist.sharding.registry import sharded_of
+from tests.dist.launch import launch
+from tests.dist.models import Stack
+
+
+def stack() -> nn.Module:
+    torch.manual_seed(0)
+    return Stack(48, 200)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    loss: Tensor = model(torch.ones(4, 8)).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def spill_files(folder: str) -> list[int]:
+    """This process's descriptors of files without a name in ``folder``."""
+    found = []
+    for entry in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            if os.readlink(f"/proc/self/fd/{entry}").startswith(folder):
+                found.append(int(entry))
+    return found
+
+
+def flip_every_page(folder: str) -> None:
+    for number in spill_files(folder):
+        path = f"/proc/self/fd/{number}"
+        content = bytearray(Path(path).read_bytes())
+        content[100::4096] = bytes(byte ^ 1 for byte in content[100::4096])
+        Path(path).write_bytes(content)
+
+
+def train_on_after(harm: Callable[[], None], memory: cd.Memory) -> tuple[list[str], list[float]]:
+    """Two steps, ``harm``, then three attempts at a step: their errors or losses."""
+    model = cd.shard(stack(), memory=memory)
+    optimizer = cd.AdamW(model.parameters())
+    step(model, optimizer)
+    step(model, optimizer)
+    spill = sharded_of(model).spill
+    assert spill is not None
+    for pager in (spill.states, spill.gradients):
+        pager.rest()
+    harm()
+    errors, losses = [], []
+    for _ in range(3):
+        try:
+            losses.append(step(model, optimizer))
+        except (PageError, RuntimeError) as error:
+            errors.append(str(error))
+    return errors, losses
+
+
+def test_a_flipped_bit_ends_training_and_names_file_and_page(tmp_path: Path) -> None:
+    memory = cd.Memory(device="900KB", nvme=f"{tmp_path}:16MB")
+    [(errors, losses)] = launch(train_on_after, partial(flip_every_page, str(tmp_path)), memory, world=1)
+    assert len(errors) == 3
+    assert not losses
+    assert str(tmp_path) in errors[0]
+    assert re.search(r"blocks\.\d .* page \d+", errors[0])
+
+
+def remove(folder: str) -> None:
+    Path(folder).rmdir()
+
+
+def test_the_folder_may_go_while_training(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    memory = cd.Memory(device="900KB", nvme=f"{folder}:16MB")
+    [(errors, losses)] = launch(train_on_after, partial(remove, str(folder)), memory, world=1)
+    assert errors == []
+    assert len(losses) == 3
+
+
+def refusal(memory: cd.Memory) -> str:
+    model = stack()
+    with pytest.raises(BudgetError) as caught:
+        step(model := cd.shard(model, memory=memory), cd.AdamW(model.parameters()))
+    return str(caught.value)
+
+
+def test_a_full_tier_is_named_in_the_first_step(tmp_path: Path) -> None:
+    [message] = launch(refusal, cd.Memory(device="900KB", nvme=f"{tmp_path}:300KB"), world=1)
+    assert "memory.nvme" in message
+
+
+@pytest.mark.parametrize("device", ["100KB", "500KB"])
+def test_a_small_budget_is_refused_with_what_is_needed(device: str, tmp_path: Path) -> None:
+    [message] = launch(refusal, cd.Memory(device=device, nvme=f"{tmp_path}:16MB"), world=1)
+    assert re.search(r"at least \d+ are needed", message)
+
+
+class Shuffled(Stack):
+    """Runs its blocks in another order each time."""
+
+    calls = 0
+
+    def run(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        order = torch.randperm(len(self.blocks), generator=torch.Generator().manual_seed(self.calls))
+        for index in order.tolist():
+            x = self.blocks[index](x)
+        return x
+
+
+def losses_of_shuffled(memory: cd.Memory | None) -> list[float]:
+    torch.manual_seed(0)
+    model = cd.shard(Shuffled(48, 200), memory=memory)
+    optimizer = cd.AdamW(model.parameters())
+    return [step(model, optimizer) for _ in range(6)]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_order_that_changes_is_served(world: int, tmp_path: Path) -> None:
+    memory = cd.Memory(device="900KB", nvme=f"{tmp_path}:16MB")
+    assert launch(losses_of_shuffled, memory, world=world) == launch(losses_of_shuffled, None, world=world)
+
+
+def read_while_away(folder: str) -> str:
+    model = cd.shard(stack(), memory=cd.Memory(device="900KB", nvme=f"{folder}:16MB"))
+    with pytest.raises(RuntimeError) as caught:
+        model.get_parameter("blocks.0.up.weight")[0]
+    return str(caught.value)
+
+
+def test_a_parameter_that_is_away_cannot_be_read(tmp_path: Path) -> None:
+    assert "storage" in launch(read_while_away, str(tmp_path), world=1)[0]
