@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.tier import Tier
-from ciuic_dist.memory.transfer import Ticket, Transfers
+from ciuic_dist.memory.transfer import Copy, Ticket, Transfers, fetch, store
+
+_JOBS = 4
+"""Into which the copies of an extent are divided: enough to keep a drive busy, few enough to cost nothing."""
 
 
 class Extent:
@@ -31,19 +34,20 @@ class Extent:
         size = self._tiers[0].page_bytes
         if not self._pages:
             self._pages = [take_slot(self._tiers, self._name) for _ in range(-(-self._nbytes // size))]
-        parts = source.split(size)
-        return [
-            self._transfers.store(tier, slot, part, f"{self._name} page {number}")
-            for number, ((tier, slot), part) in enumerate(zip(self._pages, parts, strict=True))
-        ]
+        return self._start(store, source)
 
     def fetch(self, into: Tensor) -> list[Ticket]:
         """Begin to read what was stored; ``into`` is complete when the tickets are done."""
-        parts = into.split(self._tiers[0].page_bytes)
-        return [
-            self._transfers.fetch(tier, slot, part, f"{self._name} page {number}")
+        return self._start(fetch, into)
+
+    def _start(self, way: Callable[[Tier, int, Tensor, str], Copy], memory: Tensor) -> list[Ticket]:
+        parts = memory.split(self._tiers[0].page_bytes)
+        copies = [
+            way(tier, slot, part, f"{self._name} page {number}")
             for number, ((tier, slot), part) in enumerate(zip(self._pages, parts, strict=True))
         ]
+        each = -(-len(copies) // _JOBS)
+        return [self._transfers.start(copies[first : first + each]) for first in range(0, len(copies), each)]
 
     def free(self) -> None:
         """Give the pages back; nothing may be under way."""

@@ -171,7 +171,9 @@ class Sharded:
     def _end_spilled_step(self, spill: Spill) -> None:
         if self.meter is not None and self.meter.started:
             self.meter.stop()
-            spill.divide(max(gather_objects(self.meter.peak + self._state_bytes)), self._gradient_slots(spill))
+            transient = max(gather_objects(self.meter.peak + self._state_bytes))
+            sizes = [flat.layout.shard_numel for flat in self.flats if flat.trainable]
+            spill.divide(transient, self._gradient_slots(spill), max(sizes, default=0) / max(sum(sizes), 1))
             self.meter = None
         spill.end_step()
 

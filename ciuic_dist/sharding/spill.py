@@ -108,21 +108,27 @@ class Spill:
                 f"activations and temporary values: raise it, use smaller micro-batches or checkpoint activations"
             )
 
-    def divide(self, transient: int, gradient_slots: int) -> None:
+    def divide(self, transient: int, gradient_slots: int, largest_share: float) -> None:
         """Divide what the first step has shown to be free.
 
-        Parameters come first, which are used most often; then gradients, as far as ``gradient_slots`` are used.
+        First comes a ring of slots for the state of the largest flat, which has ``largest_share`` of all elements:
+        so much can come while the one before computes. Then parameters, which are used most often; then gradients,
+        as far as ``gradient_slots`` are used; the rest is for state that stays.
         """
         self.check(transient)
         self.transient = transient
         pages = (_STATE_SLOTS + _GRADIENT_SLOTS) * self.page_bytes
         spare = self.budget - self._fixed - transient - self.homes.budget - pages
+        state_pages = sum(len(column.pages) for column in self._state_columns)
+        ring = min(spare // self.page_bytes, round(state_pages * largest_share))
+        spare -= ring * self.page_bytes
         for_parameters = min(spare, self._parameter_bytes - self.homes.budget)
         self.homes.budget += for_parameters
+        self.homes.write_behind = self.homes.budget < self._parameter_bytes
         slots = (spare - for_parameters) // self.page_bytes
         for_gradients = max(0, min(slots, gradient_slots - _GRADIENT_SLOTS))
         self.gradients.allow(_GRADIENT_SLOTS + for_gradients)
-        self.states.allow(_STATE_SLOTS + slots - for_gradients)
+        self.states.allow(_STATE_SLOTS + ring + slots - for_gradients)
 
     @property
     def _parameter_bytes(self) -> int:
