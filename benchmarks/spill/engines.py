@@ -116,7 +116,7 @@ def _deepspeed_settings(case: Case, setting: Setting, largest: int) -> dict[str,
     """Buffers as small as the largest parameter allows: what DeepSpeed needs is to be compared, not its defaults."""
     nvme = case.engine == "deepspeed-nvme"
     place = {"pin_memory": False, "device": "nvme" if nvme else "cpu"} | ({"nvme_path": case.folder} if nvme else {})
-    buffers = {"buffer_count": 5, "buffer_size": max(largest, _SMALL_GROUP)} if nvme else {}
+    buffers = {"buffer_count": 5, "buffer_size": largest} if nvme else {}
     return {
         "train_micro_batch_size_per_gpu": setting.batch // dist.get_world_size(),
         "gradient_clipping": 0.0,

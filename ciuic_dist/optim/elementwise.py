@@ -40,8 +40,11 @@ def _updates(
     for group in optimizer.param_groups:
         if isinstance(group.get("lr"), int | float | Tensor):
             group["lr"] = _VISIBLE_LR  # updates by a small one would all look alike
+    settings = [{**group, "params": None} for group in optimizer.param_groups]
     for step in gradients:
         for parameter, gradient in zip(parameters, step, strict=True):
             parameter.grad = gradient.clone()
         optimizer.step()
+    if settings != [{**group, "params": None} for group in optimizer.param_groups]:
+        raise ValueError("it changes its groups' settings in a step, and is stepped more than once a step here")
     return [parameter.detach() - value for parameter, value in zip(parameters, values, strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,7 @@ class PagedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for sharded in self._sharded:
+            sharded.refuse_torn()
             sharded.update_begins()
         self._sync_groups()
         for flat in self._flats_in_order():
@@ -88,10 +90,11 @@ class PagedOptimizer(Optimizer):
     @torch.no_grad()
     def _consume(self, flat: Flat) -> None:
         """Update ``flat`` in the backward; its gradients are used up then."""
-        for sharded in self._sharded:
-            sharded.updating |= flat in sharded.flats
+        sharded = next(sharded for sharded in self._sharded if flat in sharded.flats)
+        sharded.updating = True
         self._sync_groups()
         self._step_flat(flat)
+        sharded.versions.count_early_update(flat)
         flat.zero_grad()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -126,7 +129,7 @@ class PagedOptimizer(Optimizer):
             sharded.optimizers.add(self)
         for flat in self._flats_in_order():
             whole = all(id(parameter) in self._members for parameter in flat.parameters)
-            flat.consume = partial(self._consume, flat) if self._in_backward and whole else None
+            flat.consume = _early(WeakMethod(self._consume), flat) if self._in_backward and whole else None
         self._put_state_away()
 
     def _put_state_away(self) -> None:
@@ -233,6 +236,17 @@ class PagedOptimizer(Optimizer):
     def _sync_groups(self) -> None:
         for inner, outer in zip(self.inner.param_groups, self.param_groups, strict=True):
             inner.update({key: value for key, value in outer.items() if key != "params"})
+
+
+def _early(consume: WeakMethod[Callable[[Flat], None]], flat: Flat) -> Callable[[], None]:
+    """What a flat calls for its update in the backward, for as long as the optimizer lives."""
+
+    def call() -> None:
+        method = consume()
+        if method is not None:
+            method(flat)
+
+    return call
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,10 +41,11 @@ def choose(trace: Trace, machine: Machine, *, bounded: bool = False) -> Choice:
 
 
 def candidates(trace: Trace, room: int) -> Iterator[Policy]:
-    """Rings from what one operation needs, doubling; then all of the room, written back late or early."""
+    """Rings from what one operation needs, doubling; then all of the room. Each writes back late, or early."""
     ring = max(trace.largest, 1)
     while ring < room:
-        yield static_ring(trace, room, ring)
+        for background in (False, True):
+            yield static_ring(trace, room, ring, background=background)
         ring *= 2
     yield rotating()
     yield rotating(background=True)

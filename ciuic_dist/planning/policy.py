@@ -15,6 +15,8 @@ from ciuic_dist.planning.residency import stay
 from ciuic_dist.planning.trace import Kind, Trace
 from ciuic_dist.planning.view import View
 
+EARLY = ", written back early"
+
 Rank = Callable[[View, int], float]
 """How readily an item is evicted: the highest goes first."""
 
@@ -37,8 +39,8 @@ class Policy:
     guarded: bool = True
     """Fetch ahead only in place of what is needed later than what is fetched."""
     background: bool = False
-    """Write back ahead of time, while the link down idles. It seldom helps: room for the next fetch is made while
-    one is under way, so writing is never waited for but at the start."""
+    """Write back ahead of time, while the link down idles. It moves more bytes, since not all of it is evicted
+    before it changes again, and pays where room is needed at once: for a gradient, or for large parameters."""
 
     def fetch(self, view: View) -> int | None:
         """The item to fetch ahead, or None."""
@@ -78,10 +80,10 @@ class Policy:
 
 def rotating(*, background: bool = False) -> Policy:
     """MIN that fetches ahead: while the link idles, the soonest missing item replaces the furthest one."""
-    return Policy("rotating" + ", written back ahead" * background, background=background)
+    return Policy("rotating" + EARLY * background, background=background)
 
 
-def static_ring(trace: Trace, room: int, ring: int) -> Policy:
+def static_ring(trace: Trace, room: int, ring: int, *, background: bool = False) -> Policy:
     """Keep what is dearest to move within ``room - ring`` bytes; the rest goes through ``ring`` bytes.
 
     The dearness of a byte is how often a step would move it: state once, parameters twice, each way. What is
@@ -96,7 +98,8 @@ def static_ring(trace: Trace, room: int, ring: int) -> Policy:
         kept = [item for item, stays in zip(items, stay(sizes, max(left, 0)), strict=True) if stays]
         static.update(kept)
         left -= trace.bytes_of(kept)
-    return Policy(f"static + ring of {ring / 2**30:.1f} GiB", static=frozenset(static))
+    name = f"static + ring of {ring / 2**30:.1f} GiB" + EARLY * background
+    return Policy(name, static=frozenset(static), background=background)
 
 
 def _is(trace: Trace, item: int, kind: Kind) -> bool:

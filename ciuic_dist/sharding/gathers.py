@@ -123,7 +123,7 @@ class Gathers:
         """Under a budget: what was gathered for others' sake goes first, in the hope that it isn't needed here."""
         passed = [] if self._program is None else self._program.units[: self._program.cursor]
         for other in passed:
-            if self._exchange.has_room(unit):
+            if self._exchange.has_room(unit, waiting=True):  # the same on all ranks, however far each is
                 return
             if other is not unit and other.index in self._ahead and other.state is UnitState.FULL:
                 self.release(other)
@@ -155,6 +155,8 @@ class Gathers:
         if unit.state is UnitState.FULL:
             if unit.keep_full:
                 return
+            with self._at_work():
+                self._exchange.release(unit)
             unit.move(UnitState.SHARDED)
         self._start(unit)
         self._finish(unit)

@@ -89,6 +89,7 @@ class GradientFlow:
     def abandon(self) -> None:
         """The backward raised: forget all gradients, but keep step with the ranks that reduce theirs."""
         for flat in self._order:
+            flat.final = False  # nobody updates from what is left
             flat.clear_written()
             flat.landing = None
         if self._sync:

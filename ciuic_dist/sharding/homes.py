@@ -136,10 +136,10 @@ class Homes:
         self.peak = 0
         self._recent: dict[SpilledShard, None] = {}  # those here or coming, the least recently used first
 
-    def has_room(self, shards: Sequence[SpilledShard]) -> bool:
-        """Whether all could be taken without waiting for another rank."""
+    def has_room(self, shards: Sequence[SpilledShard], *, waiting: bool = False) -> bool:
+        """Whether all could be taken; ``waiting``: if need be, when other ranks are done with others."""
         missing = sum(shard.nbytes for shard in shards if shard.state is HomeState.AWAY)
-        free = [s for s in self._recent if not s.wanted and s not in shards and s.others_done()]
+        free = [s for s in self._recent if not s.wanted and s not in shards and (waiting or s.others_done())]
         return self.used + missing - sum(shard.nbytes for shard in free) <= self.budget
 
     def take(self, shard: SpilledShard) -> None:

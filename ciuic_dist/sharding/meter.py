@@ -13,6 +13,8 @@ class ActivationMeter:
     def __init__(self) -> None:
         self._live = LiveBytes()
         self.started = False
+        self.complete = False
+        """Whether a backward has been watched as well."""
 
     @property
     def peak(self) -> int:

@@ -48,6 +48,7 @@ class Sharded:
         self.versions = VersionWatch(self.flats)
         self.last = True
         self.updating = False
+        self.torn = False
         self.compute_dtype: torch.dtype | None = None
         self.optimizers: WeakSet[HoldsState] = WeakSet()
         self.peak = 0
@@ -57,7 +58,7 @@ class Sharded:
     def begin_forward(self) -> None:
         """The model's forward begins."""
         if self.gradients.active:  # a backward that raised
-            self.gradients.abandon()
+            self._abandon_backward()
         self._running.clear()
         self._refuse_while_updating()
         self.check()
@@ -86,6 +87,8 @@ class Sharded:
         self.gathers.end()
         self.gradients.finish()
         self.note_peak()
+        if self.meter is not None:
+            self.meter.complete = True
         for unit in self.units:
             unit.backward_is_over()
         self.gathers.release_all(but_root=False)
@@ -145,7 +148,7 @@ class Sharded:
         never reduced, or where something else has written to a parameter.
         """
         if self.gradients.active:
-            self.gradients.abandon()
+            self._abandon_backward()
             raise RuntimeError("the last backward raised, its gradients are dropped: run it again before the update")
         waiting = next((flat for flat in self.flats if any(flat.written)), None)
         if waiting is not None:
@@ -162,14 +165,14 @@ class Sharded:
         if self.exchange.gathers:
             self.gathers.mark_stale()
         self.versions.count_update()
-        self.updating = False
+        self.updating = self.torn = False
         if self.spill is not None:
             self._end_spilled_step(self.spill)
         self._state_bytes = sum(optimizer.state_bytes() for optimizer in self.optimizers)
         self.note_peak()
 
     def _end_spilled_step(self, spill: Spill) -> None:
-        if self.meter is not None and self.meter.started:
+        if self.meter is not None and self.meter.complete:
             self.meter.stop()
             transient = max(gather_objects(self.meter.peak + self._state_bytes))
             sizes = [flat.layout.shard_numel for flat in self.flats if flat.trainable]
@@ -186,7 +189,20 @@ class Sharded:
         late = [size for flat, size in sizes.items() if flat.trainable and flat.consume is None]
         return sum(early[-2:]) + sum(late)
 
+    def _abandon_backward(self) -> None:
+        self.torn = self.updating
+        self.gradients.abandon()
+
+    def refuse_torn(self) -> None:
+        """Raise RuntimeError where a backward that raised has updated a part of the model."""
+        if self.torn:
+            raise RuntimeError(
+                "a backward that raised has updated a part of this model (the optimizer has in_backward=True), which "
+                "can't be undone: load a checkpoint"
+            )
+
     def _refuse_while_updating(self) -> None:
+        self.refuse_torn()
         if self.updating:
             raise RuntimeError(
                 "the optimizer, made with in_backward=True, has updated a part of this model: call its step() first; "

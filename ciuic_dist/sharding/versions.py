@@ -32,5 +32,10 @@ class VersionWatch:
         torch.autograd.graph.increment_version([p for flat in self._flats for p in flat.parameters])
         self._seen = self._now()
 
+    def count_early_update(self, flat: Flat) -> None:
+        """The same for one flat in the backward: what still reads its old values there becomes autograd's error."""
+        torch.autograd.graph.increment_version(flat.parameters)
+        self._seen = self._now()
+
     def _now(self) -> list[int]:
         return [p._version for flat in self._flats for p in flat.parameters]

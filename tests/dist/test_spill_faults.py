@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,10 +36,10 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
 def spill_files(folder: str) -> list[int]:
     """This process's descriptors of files without a name in ``folder``."""
     found = []
-    for entry in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # that of the listing itself
-            if os.readlink(f"/proc/self/fd/{entry}").startswith(folder):
-                found.append(int(entry))
+            if str(entry.readlink()).startswith(folder):
+                found.append(int(entry.name))
     return found
 
 

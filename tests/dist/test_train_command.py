@@ -16,7 +16,10 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 SHORT = (*TINY, "train.steps=2", "run.name=run")
 # Embeddings of 256 bytes and 32 positions, two blocks, the last norm.
 PARAMETERS = f"{32 * (256 + 32) + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32:,}"
-HEADER = rf"gpt2-tiny: {PARAMETERS} parameters, {{ranks}}, engine paged at stage 3, \d,\d+ tokens of .+ and \d+ to validate"
+HEADER = (
+    rf"gpt2-tiny: {PARAMETERS} parameters, {{ranks}}, engine paged at stage 3, "
+    r"\d,\d+ tokens of .+ and \d+ to validate"
+)
 
 
 @pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["python", "torchrun"])

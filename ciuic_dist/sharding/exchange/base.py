@@ -50,8 +50,8 @@ class Exchange(Protocol):
         """Wait until the unit is full."""
         ...
 
-    def has_room(self, unit: Unit) -> bool:
-        """Whether a gather of the unit could start ahead of its need."""
+    def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
+        """Whether a gather of the unit could start ahead of its need; ``waiting``: or could wait for other ranks."""
         ...
 
     def release(self, unit: Unit) -> None:

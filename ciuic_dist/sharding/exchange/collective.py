@@ -68,7 +68,7 @@ class CollectiveExchange:
         for flight in self._gathers.pop(unit.index, []):
             flight.land()
 
-    def has_room(self, unit: Unit) -> bool:
+    def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
         """One unit ahead is always allowed."""
         return True
 

@@ -48,9 +48,9 @@ class LocalExchange:
         spilled.finish(unit)
         spilled.attach(unit)
 
-    def has_room(self, unit: Unit) -> bool:
+    def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
         """Within the budget."""
-        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit))
+        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit), waiting=waiting)
 
     def release(self, unit: Unit) -> None:
         """It may go away."""

@@ -16,11 +16,11 @@ _ALIGNMENT = 4096
 
 
 class MailboxLayout:
-    """A number a unit, flags of all flats, then a slot each for those that need their own, then the ring."""
+    """Two numbers a unit, flags of all flats, then a slot each for those that need their own, then the ring."""
 
     def __init__(self, flats: Sequence[Flat], own_slot: Sequence[Flat], units: int) -> None:
         """``own_slot``: flats whose gradients come over the whole backward, and so can't take turns."""
-        self._board = slice(0, units * torch.int64.itemsize)
+        self._board = slice(0, 2 * units * torch.int64.itemsize)
         self._flags: dict[int, slice] = {}
         self._own: dict[int, int] = {}
         self._dealt: dict[int, int] = {}
@@ -65,8 +65,8 @@ class MailboxLayout:
         return mailbox[start : start + _nbytes(flat)].view(flat.compute_dtype)
 
     def board(self, mailbox: Tensor) -> Tensor:
-        """One int64 a unit."""
-        return mailbox[self._board].view(torch.int64)
+        """Two int64 a unit, 2 x units."""
+        return mailbox[self._board].view(torch.int64).view(2, -1)
 
     def flags(self, mailbox: Tensor, flat: Flat) -> Tensor:
         """One bool a parameter: whether the rank has written its gradient."""

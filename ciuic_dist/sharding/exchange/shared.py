@@ -92,9 +92,9 @@ class SharedExchange:
         spilled.finish(unit)
         spilled.attach(unit)
 
-    def has_room(self, unit: Unit) -> bool:
+    def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
         """Within the budget, and without waiting."""
-        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit))
+        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit), waiting=waiting)
 
     def release(self, unit: Unit) -> None:
         """This rank's slices may go when no rank needs them."""

@@ -1,8 +1,8 @@
 """How ranks that share full forms agree when a unit's slices are all in place, and when nobody needs them.
 
-All ranks gather units in one order, so gathers are counted. Releases come in each rank's own order, so each rank
-keeps a board in shared memory: how often it has released each unit. A rank waits only for what the others do with
-earlier gathers, so it can't deadlock.
+Each rank keeps a board in shared memory: how often it has gathered and released each unit. All ranks gather in one
+order, and a rank waits only for what the others do with earlier gathers, so it can't deadlock; where a rank's order
+is another, the wait ends with the timeout, and never with another unit's data.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from ciuic_dist.comm.doorbell import Bell, Doorbell
 from ciuic_dist.sharding.exchange import spilled
 from ciuic_dist.sharding.unit import Unit
 
+_GATHERED, _RELEASED = 0, 1  # rows of a board
+
 
 class Turns:
     """One rank's view of gathers and releases on its host."""
 
     def __init__(self, doorbell: Doorbell, boards: Sequence[Tensor], rank: int) -> None:
-        """``boards``: for each rank of the host a shared int64 tensor with a number for each unit, 0 at the start."""
+        """``boards``: for each rank of the host a shared int64 tensor, 2 x units, 0 at the start."""
         self._doorbell = doorbell
         self._boards = boards
         self._rank = rank
-        self._begun = 0
-        self._numbers: dict[int, int] = {}  # of each unit's gather under way
         self._unannounced: deque[Unit] = deque()
 
     def begin(self, unit: Unit) -> None:
@@ -37,8 +37,6 @@ class Turns:
             shard.others_done = partial(self._all_released, unit)
             shard.wait_for_others = partial(self._wait_for_releases, unit)
         spilled.take(unit)
-        self._begun += 1
-        self._numbers[unit.index] = self._begun
         self._unannounced.append(unit)
         self.announce()
 
@@ -51,29 +49,34 @@ class Turns:
         """All slices are in place."""
         while unit in self._unannounced:
             self._announce_first()
-        number = self._numbers.pop(unit.index)
-        self._doorbell.wait(Bell.GATHERED, number, f"for the other ranks' part of {unit.name}")
+        self._doorbell.wait_until_none(
+            partial(self._late, _GATHERED, unit),
+            f"for the other ranks' part of {unit.name}",
+            lambda peer: f"it has gathered it {int(self._boards[peer][_GATHERED, unit.index])} times",
+        )
 
     def release(self, unit: Unit) -> None:
         """This rank needs the unit no longer."""
-        self._boards[self._rank][unit.index] += 1
+        self._boards[self._rank][_RELEASED, unit.index] += 1
         self._doorbell.ring(Bell.RELEASED)
         self.announce()
 
     def _announce_first(self) -> None:
-        spilled.finish(self._unannounced.popleft())
+        unit = self._unannounced.popleft()
+        spilled.finish(unit)
+        self._boards[self._rank][_GATHERED, unit.index] += 1
         self._doorbell.ring(Bell.GATHERED)
 
     def _all_released(self, unit: Unit) -> bool:
-        return not self._late(unit)
+        return not self._late(_RELEASED, unit)
 
-    def _late(self, unit: Unit) -> list[int]:
-        own = self._boards[self._rank][unit.index]
-        return [rank for rank, board in enumerate(self._boards) if board[unit.index] < own]
+    def _late(self, what: int, unit: Unit) -> list[int]:
+        own = self._boards[self._rank][what, unit.index]
+        return [rank for rank, board in enumerate(self._boards) if board[what, unit.index] < own]
 
     def _wait_for_releases(self, unit: Unit) -> None:
         self._doorbell.wait_until_none(
-            partial(self._late, unit),
+            partial(self._late, _RELEASED, unit),
             f"to take {unit.name} from the device",
-            lambda peer: f"it has released it {int(self._boards[peer][unit.index])} times",
+            lambda peer: f"it has released it {int(self._boards[peer][_RELEASED, unit.index])} times",
         )

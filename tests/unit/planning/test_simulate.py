@@ -81,6 +81,16 @@ def test_only_what_is_evicted_is_written_back_unless_ahead_of_time() -> None:
     assert early.down > early.up
 
 
+def test_writing_back_early_pays_where_gradients_need_room_at_once() -> None:
+    trace = training_step(dense(32, 202_383_360, 262_410_240, tokens=4096), Recipe(page=1 << 29, fused=False))
+    where = Machine(400e12, 3.35e12, 47 * 10**9, 50e9, 50e9)
+    late, early = (
+        simulate(trace, where, static_ring(trace, 47 * 10**9, 4 << 30, background=background))
+        for background in (False, True)
+    )
+    assert early.seconds < late.seconds
+
+
 def test_static_items_that_leave_too_little_room_are_refused() -> None:
     with pytest.raises(BudgetTooSmall, match="smallest budget that works is 30 bytes"):
         simulate(scan([0, 1, 2]), machine(25), Policy("greedy", static=frozenset([0, 1])))
