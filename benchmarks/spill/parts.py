@@ -25,7 +25,7 @@ UNSPILLED: Final = "unspilled"
 PAGE_BYTES: Final = 4 << 20  # as the engine has them for budgets of 512 MiB and more
 _HERE: Final = Host("127.0.0.1")
 _PROBED: Final = 256 << 20  # bytes that each rank writes and reads to measure the drive
-_SLACK: Final = 0.9  # of a limit: the rest is for what grows beside the budget, such as threads and the allocator
+_SLACK: Final = 24 << 20  # bytes of each rank, at least, for what grows beside its budget: stacks, buffers, kernels
 
 
 @dataclass(slots=True)
@@ -139,12 +139,17 @@ def peers(bench: Bench) -> list[Trial]:
     return trials
 
 
+def _budget(share: int) -> int:
+    """What a rank may use of its share of a limit."""
+    return max(0, share - max(_SLACK, share // 10))
+
+
 def limited(bench: Bench) -> list[Trial]:
     """Every engine once, within a third of the memory that training takes, and what libraries take."""
     share = int(0.33 * bench.peak())
     trials = []
     for engine in ENGINES:
-        device = int(_SLACK * share) if engine == "ours" else None
+        device = _budget(share) if engine == "ours" else None
         case = Case(engine, engine, str(bench.folder), device, partitioned=True)
         try:
             limit = bench.baseline(engine) + bench.setting.ranks * share
@@ -158,7 +163,7 @@ def limited(bench: Bench) -> list[Trial]:
 def largest_model(bench: Bench, engine: str, memory: int, most: int) -> tuple[int, list[Trial]]:
     """Most layers, up to `most`, that train two steps within `memory` bytes beside the libraries; all trials."""
     short = replace(bench.setting, batch=bench.setting.ranks, warmup=0, steps=1)
-    device = int(_SLACK * memory / short.ranks) if engine == "ours" else None
+    device = _budget(memory // short.ranks) if engine == "ours" else None
     trials: list[Trial] = []
     try:
         limit = bench.baseline(engine) + memory

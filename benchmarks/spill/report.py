@@ -26,6 +26,7 @@ step over all ranks, in one micro-batch each
 * {machine["processor"]}, {machine["cores"]} cores, {machine["memory"] / 2**30:.0f} GiB, Linux {machine["kernel"]}
 * {versions}; {machine["date"]}
 * other processes kept at most {busiest:.2f} cores busy during a trial
+* within the kernel's limits the C library of every engine gives back at once what is freed (MALLOC_MMAP_THRESHOLD_)
 * memory is in MB (10^6 bytes), of all ranks together unless it says otherwise
 """
 
