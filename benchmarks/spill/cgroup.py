@@ -13,7 +13,7 @@ from benchmarks.measure.hosts import Host
 
 _ROOT: Final = Path("/sys/fs/cgroup/memory")
 _JOIN: Final = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
-_LEAN: Final = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
+LEAN: Final = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
 """The C library gives back at once what is freed; else it keeps tens of MB, which nobody uses, in every process."""
 _SWAP: Final = "memory.memsw.limit_in_bytes"
 
@@ -27,7 +27,7 @@ class Cgroup:
     @property
     def host(self) -> Host:
         """This machine, within the limit."""
-        return Host("127.0.0.1", ("sh", "-c", _JOIN, str(self.path)), _LEAN)
+        return Host("127.0.0.1", ("sh", "-c", _JOIN, str(self.path)), LEAN)
 
     @property
     def kills(self) -> int:

@@ -88,7 +88,8 @@ class Bench:
         """Bytes of all ranks before there is a model. Raises RunError; compiles what the engine needs compiled."""
         if engine not in self._baselines:
             command = ("benchmarks.spill.prelude", engine, json.dumps(asdict(self.setting)))
-            reports = launch(command, self.setting.world(engine), [_HERE], self.seconds)
+            lean = Host(_HERE.address, environment=cgroup.LEAN)
+            reports = launch(command, self.setting.world(engine), [lean], self.seconds)
             self._baselines[engine] = sum(report["baseline"] for report in reports)
             self.keep("baseline", {"engine": engine, "bytes": self._baselines[engine]})
         return self._baselines[engine]
