@@ -6,9 +6,10 @@ descriptor can map it, and the kernel frees it when the last of them ends, howev
 
 from __future__ import annotations
 
-import mmap
 import os
 import socket
+import weakref
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 
 from torch import Tensor
@@ -16,23 +17,28 @@ from torch import Tensor
 from ciuic_dist.comm.doorbell import Doorbell, Rendezvous, receive_descriptor, send_descriptor
 from ciuic_dist.comm.groups import gather_objects, rank, timeout_seconds, world_size
 from ciuic_dist.comm.room import available
-from ciuic_dist.memory.mapping import Mapping
+from ciuic_dist.memory.mapping import anonymous_file, shared
 
 
 class SharedPool:
     """One common segment for parameters, one mailbox a rank for gradients, and the doorbell."""
 
-    def __init__(self, common: Mapping, mailboxes: list[Tensor], doorbell: Doorbell) -> None:
-        """``common`` and ``mailboxes`` (uint8) are zero at the start."""
+    def __init__(self, common: Tensor, mailboxes: list[Tensor], frames: list[int], doorbell: Doorbell) -> None:
+        """``common`` and ``mailboxes`` (uint8) are zero at the start; ``frames`` are descriptors, closed at its end."""
         self.common = common
         self.mailboxes = mailboxes
+        self.frames = frames
         self.doorbell = doorbell
+        weakref.finalize(self, _close_all, frames)
 
 
-def open_pool(common_bytes: int, mailbox_bytes: int, used_bytes: int) -> SharedPool | OSError:
+def open_pool(
+    common_bytes: int, mailbox_bytes: int, frames: int | None = None, in_frames: int = 0
+) -> SharedPool | OSError:
     """Map the pool on all ranks of this world, which must be on one host; collective.
 
-    ``used_bytes``: of the common segment, how many have memory at a time.
+    ``frames``: the file, if there is one, in which this rank's parameters come and go; ``in_frames``: bytes of all
+    ranks' that are there at a time.
 
     Returns the first rank's error, on every rank, where the memory or a socket can't be had.
     """
@@ -41,9 +47,9 @@ def open_pool(common_bytes: int, mailbox_bytes: int, used_bytes: int) -> SharedP
     own: list[int] = []
     with ExitStack() as stack:
         try:
-            _check_room(used_bytes + world * mailbox_bytes)
+            _check_room(common_bytes + world * mailbox_bytes + in_frames)
             for size in [mailbox_bytes] + ([common_bytes] if me == 0 else []):
-                own.append(_create(size))
+                own.append(anonymous_file(size))
                 stack.callback(os.close, own[-1])
             rendezvous = stack.enter_context(closing(Rendezvous(me, timeout_seconds())))
             address = rendezvous.address
@@ -54,7 +60,7 @@ def open_pool(common_bytes: int, mailbox_bytes: int, used_bytes: int) -> SharedP
         if failed is not None:
             return OSError(failed)
         sockets = rendezvous.connect({peer: door for peer, (door, _) in enumerate(answers)})
-        return _map_all(me, sockets, own, common_bytes, mailbox_bytes)
+        return _map_all(me, sockets, own, frames, common_bytes, mailbox_bytes)
 
 
 def _check_room(size: int) -> None:
@@ -64,32 +70,34 @@ def _check_room(size: int) -> None:
         raise OSError(f"{size} bytes of shared memory are needed and {room} are available on this host")
 
 
-def _create(size: int) -> int:
-    descriptor = os.memfd_create("ciuic-pool", os.MFD_CLOEXEC)
-    try:
-        os.fchmod(descriptor, 0o600)
-        os.ftruncate(descriptor, max(size, 1))
-    except OSError:
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
         os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _map_all(
-    me: int, sockets: dict[int, socket.socket], own: list[int], common_bytes: int, mailbox_bytes: int
+    me: int,
+    sockets: dict[int, socket.socket],
+    own: list[int],
+    frames: int | None,
+    common_bytes: int,
+    mailbox_bytes: int,
 ) -> SharedPool:
     for end in sockets.values():
-        for descriptor in own:
+        for descriptor in own if frames is None else [*own, frames]:
             send_descriptor(end, descriptor)
     mailboxes: list[Tensor] = []
+    files: list[int] = []
     for owner in range(len(sockets) + 1):
         sizes = [mailbox_bytes] + ([common_bytes] if owner == 0 else [])
         mapped = []
         for position, size in enumerate(sizes):
             descriptor = os.dup(own[position]) if owner == me else receive_descriptor(sockets[owner])
-            mapped.append(Mapping(mmap.mmap(descriptor, max(size, 1)), shared=True))
+            mapped.append(shared(descriptor, size))
             os.close(descriptor)
-        mailboxes.append(mapped[0].memory)
+        mailboxes.append(mapped[0])
         if owner == 0:
             common = mapped[1]
-    return SharedPool(common, mailboxes, Doorbell(me, sockets, timeout_seconds()))
+        if frames is not None:
+            files.append(os.dup(frames) if owner == me else receive_descriptor(sockets[owner]))
+    return SharedPool(common, mailboxes, files, Doorbell(me, sockets, timeout_seconds()))

@@ -15,11 +15,10 @@ _JOBS = 4
 
 
 class Extent:
-    """Room for ``nbytes`` in pages of the first of ``tiers`` that have them; taken at the first store."""
+    """Pages of the first of ``tiers`` that have them; taken at the first store."""
 
-    def __init__(self, name: str, nbytes: int, tiers: Sequence[Tier], transfers: Transfers) -> None:
+    def __init__(self, name: str, tiers: Sequence[Tier], transfers: Transfers) -> None:
         self._name = name
-        self._nbytes = nbytes
         self._tiers = tiers
         self._transfers = transfers
         self._pages: list[tuple[Tier, int]] = []
@@ -29,31 +28,23 @@ class Extent:
         """Whether there is something to fetch."""
         return bool(self._pages)
 
-    def store(self, source: Tensor) -> list[Ticket]:
-        """Begin to write ``source`` (uint8), which must stay as it is until the tickets are done."""
-        size = self._tiers[0].page_bytes
+    def store(self, parts: Sequence[Tensor]) -> list[Ticket]:
+        """Begin to write ``parts`` (uint8), one a page; they must stay as they are until the tickets are done."""
         if not self._pages:
-            self._pages = [take_slot(self._tiers, self._name) for _ in range(-(-self._nbytes // size))]
-        return self._start(store, source)
+            self._pages = [take_slot(self._tiers, self._name) for _ in parts]
+        return self._start(store, parts)
 
-    def fetch(self, into: Tensor) -> list[Ticket]:
-        """Begin to read what was stored; ``into`` is complete when the tickets are done."""
-        return self._start(fetch, into)
+    def fetch(self, parts: Sequence[Tensor]) -> list[Ticket]:
+        """Begin to read what was stored; ``parts`` are complete when the tickets are done."""
+        return self._start(fetch, parts)
 
-    def _start(self, way: Callable[[Tier, int, Tensor, str], Copy], memory: Tensor) -> list[Ticket]:
-        parts = memory.split(self._tiers[0].page_bytes)
+    def _start(self, way: Callable[[Tier, int, Tensor, str], Copy], parts: Sequence[Tensor]) -> list[Ticket]:
         copies = [
             way(tier, slot, part, f"{self._name} page {number}")
             for number, ((tier, slot), part) in enumerate(zip(self._pages, parts, strict=True))
         ]
         each = -(-len(copies) // _JOBS)
         return [self._transfers.start(copies[first : first + each]) for first in range(0, len(copies), each)]
-
-    def free(self) -> None:
-        """Give the pages back; nothing may be under way."""
-        for tier, slot in self._pages:
-            tier.pool.free(slot)
-        self._pages = []
 
 
 def take_slot(tiers: Sequence[Tier], name: str) -> tuple[Tier, int]:

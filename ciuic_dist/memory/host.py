@@ -13,4 +13,4 @@ def allocate(numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     nbytes = numel * dtype.itemsize
     if device.type != "cpu" or nbytes < HUGE_PAGE:
         return torch.empty(numel, dtype=dtype, device=device)
-    return private(nbytes).memory.view(dtype)
+    return private(nbytes).view(dtype)

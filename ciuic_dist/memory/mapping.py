@@ -1,33 +1,85 @@
-"""Addresses that stay while the memory behind them comes and goes."""
+"""Ranges of addresses, and what memory lies behind them."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
 from contextlib import suppress
+from functools import cache
 
 import torch
+from torch import Tensor
 
 HUGE_PAGE = 2 << 20
 
-
-class Mapping:
-    """A mapped range as the 1-D uint8 tensor ``memory``; parts of it can be given back and read as zeros then."""
-
-    def __init__(self, mapped: mmap.mmap, *, shared: bool) -> None:
-        self._mapped = mapped
-        self._discard = mmap.MADV_REMOVE if shared else mmap.MADV_DONTNEED
-        if len(mapped) >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # kernels without huge pages
-                mapped.madvise(mmap.MADV_HUGEPAGE)
-        self.memory = torch.frombuffer(mapped, dtype=torch.uint8)
-
-    def discard(self, start: int, nbytes: int) -> None:
-        """Give the memory of bytes ``start`` on back, for all processes that map it; both are whole pages."""
-        if nbytes:
-            self._mapped.madvise(self._discard, start, nbytes)
+_PROT_NONE = 0
+_MAP_FIXED = 0x10  # Linux; mmap doesn't have it
+_MAP_POPULATE = 0x8000
 
 
-def private(nbytes: int) -> Mapping:
-    """A range of this process alone, without memory until it is written to."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    return Mapping(mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=flags), shared=False)
+def private(nbytes: int) -> Tensor:
+    """A range of this process alone as a 1-D uint8 tensor, without memory until it is written to."""
+    mapped = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+    return _as_tensor(mapped)
+
+
+def shared(descriptor: int, nbytes: int) -> Tensor:
+    """The first bytes of a file, as they are for everyone who maps it."""
+    return _as_tensor(mmap.mmap(descriptor, max(nbytes, 1)))
+
+
+def _as_tensor(mapped: mmap.mmap) -> Tensor:
+    if len(mapped) >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # kernels without huge pages
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+def anonymous_file(nbytes: int) -> int:
+    """The descriptor of memory that is a file without a name, for this user only; it is freed with its last user."""
+    descriptor = os.memfd_create("ciuic-pool", os.MFD_CLOEXEC)
+    try:
+        os.fchmod(descriptor, 0o600)
+        os.ftruncate(descriptor, max(nbytes, 1))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def show_at(address: int, nbytes: int, descriptor: int, offset: int) -> None:
+    """Put what a file has from ``offset`` on at ``address``, in place of what was there. Raises OSError."""
+    flags = mmap.MAP_SHARED | _MAP_FIXED | _MAP_POPULATE
+    found = _libc().mmap(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, offset)
+    if found != address:
+        _raise("shown")
+
+
+def hide_at(address: int, nbytes: int) -> None:
+    """Make every access an error of the processor's; what is there stays. Raises OSError."""
+    if _libc().mprotect(address, nbytes, _PROT_NONE):
+        _raise("hidden")
+
+
+def reveal_at(address: int, nbytes: int) -> None:
+    """Undo ``hide_at``. Raises OSError."""
+    if _libc().mprotect(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE):
+        _raise("revealed")
+
+
+def _raise(what: str) -> None:
+    error = ctypes.get_errno()
+    raise OSError(error, f"memory can't be {what}: {os.strerror(error)}")
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
+
+
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0)

@@ -301,4 +301,4 @@ class Pager:
     def _view(self, page: Page) -> Tensor:
         assert page.slot is not None
         start = page.slot * self.page_bytes
-        return self._slab.memory[start : start + page.nbytes]
+        return self._slab[start : start + page.nbytes]

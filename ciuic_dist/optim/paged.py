@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,7 +64,7 @@ class PagedOptimizer(Optimizer):
             sharded.update_begins()
         self._sync_groups()
         for flat in self._flats_in_order():
-            self._step_flat(flat)
+            self._step_flat(flat, flat.spans())
         for sharded in self._sharded:
             sharded.update_ends()
         return loss
@@ -74,12 +74,12 @@ class PagedOptimizer(Optimizer):
         own = {id(part.flat) for part in self._parts.values()}
         return [flat for sharded in self._sharded for flat in sharded.gradients.order if id(flat) in own]
 
-    def _step_flat(self, flat: Flat) -> None:
+    def _step_flat(self, flat: Flat, spans: Iterator[tuple[int, int]]) -> None:
         if not any(flat.touched):
             return
         whole = all(id(parameter) in self._members for parameter in flat.parameters)
         with flat.held():
-            for low, high in flat.spans():
+            for low, high in spans:
                 if (id(flat), low) in self._parts:
                     self._parts[id(flat), low].step(self.inner)
                 if whole:
@@ -88,12 +88,12 @@ class PagedOptimizer(Optimizer):
             flat.zero_grad()
 
     @torch.no_grad()
-    def _consume(self, flat: Flat) -> None:
-        """Update ``flat`` in the backward; its gradients are used up then."""
+    def _consume(self, flat: Flat, spans: Iterator[tuple[int, int]]) -> None:
+        """Update ``flat`` in the backward, span by span as they come; its gradients are used up then."""
         sharded = next(sharded for sharded in self._sharded if flat in sharded.flats)
         sharded.updating = True
         self._sync_groups()
-        self._step_flat(flat)
+        self._step_flat(flat, spans)
         sharded.versions.count_early_update(flat)
         flat.zero_grad()
 
@@ -238,13 +238,16 @@ class PagedOptimizer(Optimizer):
             inner.update({key: value for key, value in outer.items() if key != "params"})
 
 
-def _early(consume: WeakMethod[Callable[[Flat], None]], flat: Flat) -> Callable[[], None]:
+_Spans = Iterator[tuple[int, int]]
+
+
+def _early(consume: WeakMethod[Callable[[Flat, _Spans], None]], flat: Flat) -> Callable[[_Spans], None]:
     """What a flat calls for its update in the backward, for as long as the optimizer lives."""
 
-    def call() -> None:
+    def call(spans: _Spans) -> None:
         method = consume()
         if method is not None:
-            method(flat)
+            method(flat, spans)
 
     return call
 

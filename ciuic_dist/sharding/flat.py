@@ -79,7 +79,8 @@ class Flat:
 
         ``stubs`` are the parameters without memory, while their unit is away.
         ``final``: the gradients that are coming are the step's last, and nothing reads the parameters until the
-        update; ``consume``, where there is one, updates them then and uses the gradients up.
+        update; ``consume``, where there is one, then takes the spans as they are reduced, updates them and uses the
+        gradients up.
         Without ``paging`` all columns are resident, and a shard is one span; ``spills``: the shard may be away.
         """
         self.name = name
@@ -103,7 +104,7 @@ class Flat:
         self.touched = [False] * len(self.parameters)
         self._squares: dict[int, dict[int, Tensor]] = {}
         self.final = False
-        self.consume: Callable[[], None] | None = None
+        self.consume: Callable[[Iterator[tuple[int, int]]], None] | None = None
 
     @property
     def full_bytes(self) -> int:
@@ -177,22 +178,47 @@ class Flat:
 
     def receive(self, sources: Sequence[Tensor], divisor: int, written: Sequence[bool]) -> None:
         """Add the mean of the ranks' gradients of this shard; ``written``: of which parameters any rank has one."""
-        if sources:
-            accumulate = any(self.touched)
-            for low, high in self.spans():
+        spans = self._add_mean(sources, divisor, accumulate=any(self.touched), take_norms=self._consumer is None)
+        self._mark(written)
+        self._finish(spans)
+
+    def receive_part(self, sources: Sequence[Tensor], divisor: int) -> None:
+        """The same where it is not known yet which parameters are meant: ``received`` comes later."""
+        for _ in self._add_mean(sources, divisor, accumulate=any(self.touched), take_norms=True):
+            pass
+
+    def received(self, written: Sequence[bool]) -> None:
+        """What ``receive_part`` left open."""
+        self._mark(written)
+        self._finish(self.spans())
+
+    @property
+    def _consumer(self) -> Callable[[Iterator[tuple[int, int]]], None] | None:
+        return self.consume if self.final else None
+
+    def _mark(self, written: Sequence[bool]) -> None:
+        self.touched = [old or new for old, new in zip(self.touched, written, strict=True)]
+
+    def _finish(self, spans: Iterator[tuple[int, int]]) -> None:
+        if self._consumer is not None:
+            self._consumer(spans)
+        for _ in spans:
+            pass
+
+    def _add_mean(
+        self, sources: Sequence[Tensor], divisor: int, *, accumulate: bool, take_norms: bool
+    ) -> Iterator[tuple[int, int]]:
+        """Span by span, as they are asked for; each is given when it is complete."""
+        for low, high in self.spans():
+            if sources:
                 with opened(self.gradient, low, high, dirty=True) as gradient:
                     mean_into(gradient, [source[low:high] for source in sources], divisor, accumulate=accumulate)
-                    if self.paging is not None:
+                    if take_norms and self.paging is not None:
                         self._squares[low] = {
                             piece.index: power_sum(_cut(gradient, piece, low), piece.shard_offset, _TAKEN_EARLY)
                             for piece in self.pieces(low, high)
                         }
-        self.touched = [old or new for old, new in zip(self.touched, written, strict=True)]
-
-    def reduced(self) -> None:
-        """``touched`` and the gradient are those of all ranks' backward now."""
-        if self.final and self.consume is not None:
-            self.consume()
+            yield low, high
 
     def power_sums(self, norm_type: float) -> Iterator[Tensor]:
         """``power_sum`` of the reduced gradients; those of spans in pages were taken when they were written."""

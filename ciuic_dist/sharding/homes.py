@@ -6,7 +6,7 @@ forth in forward and back in backward, where evicting the least recently used is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.extent import Extent
-from ciuic_dist.memory.mapping import Mapping
+from ciuic_dist.memory.frames import Frames, Window
 from ciuic_dist.memory.transfer import Ticket
 
 
@@ -30,31 +30,29 @@ class HomeState(Enum):
 
 
 class SpilledShard:
-    """One shard, its place on the device and its extent in lower tiers."""
+    """One shard: its frames on the device, the window that shows them, and its extent in lower tiers."""
 
-    def __init__(self, name: str, mapping: Mapping, start: int, nbytes: int, extent: Extent, homes: Homes) -> None:
-        """The shard is ``nbytes`` from byte ``start`` of ``mapping`` on, whole pages of memory.
+    def __init__(self, name: str, nbytes: int, window: Window, index: int, extent: Extent, homes: Homes) -> None:
+        """``window`` shows the full form, of which this shard of ``nbytes`` is slice ``index``.
 
-        ``wanted``: how many uses are under way; ``others_done`` tells whether the other ranks have finished theirs,
-        ``wait_for_others`` returns when they have.
+        ``room``: bytes of the frames it takes. ``wanted``: how many uses are under way; ``others_done`` tells whether
+        the other ranks have finished theirs, ``wait_for_others`` returns when they have.
         """
         self.name = name
-        self.nbytes = nbytes
+        self.room = homes.frames_for(nbytes) * homes.frames.frame_bytes
+        self.frames: list[int] = []
         self.state = HomeState.AWAY
         self.wanted = 0
         self.others_done: Callable[[], bool] = lambda: True
         self.wait_for_others: Callable[[], None] = lambda: None
-        self._mapping = mapping
-        self._start = start
+        self._nbytes = nbytes
+        self._window = window
+        self._index = index
         self._extent = extent
         self._homes = homes
         self._dirty = True
         self._reads: list[Ticket] = []
         self._writes: list[Ticket] = []
-
-    @property
-    def _memory(self) -> Tensor:
-        return self._mapping.memory[self._start : self._start + self.nbytes]
 
     def take(self) -> None:
         """See ``Homes.take``."""
@@ -65,9 +63,11 @@ class SpilledShard:
         self._homes.let_go(self)
 
     def begin(self) -> None:
-        """Start to bring the shard here; its memory must have been made room for."""
+        """Start to bring the shard here; there must be frames for it."""
+        pool = self._homes.frames.pool
+        self.frames = [pool.alloc() for _ in range(self._homes.frames_for(self._nbytes))]
         self.state = HomeState.COMING
-        self._reads = self._extent.fetch(self._memory) if self._extent.stored else []
+        self._reads = self._extent.fetch(self._contents()) if self._extent.stored else []
         self._dirty = not self._reads
 
     def arrived(self) -> bool:
@@ -81,11 +81,16 @@ class SpilledShard:
         self._reads = []
         self.state = HomeState.HERE
 
+    def show(self, others: Mapping[int, Sequence[int]] | None = None) -> None:
+        """Show the shard, which is here and wanted, in its window, with ``others``' frames in theirs."""
+        self._window.open({**(others or {}), self._index: self.frames})
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """The shard is here and stays while the context lasts; afterwards what was written goes down."""
         self._homes.take(self)
         self.finish()
+        self.show()
         try:
             yield
         finally:
@@ -96,27 +101,35 @@ class SpilledShard:
         self._wait_for_writes()
         self._dirty = True
 
-    def unused(self) -> None:
-        """No use is under way: what was written goes down, behind the computation."""
+    def hide(self) -> None:
+        """No use is under way."""
+        self._window.close()
+
+    def write_behind(self) -> None:
+        """What was written goes down, behind the computation."""
         if self._dirty and self.state is HomeState.HERE:
             self._write()
 
     def leave(self) -> None:
-        """Give the device memory back."""
+        """Give the frames back."""
         if self._dirty:
             self._write()
         self._wait_for_writes()
-        self._mapping.discard(self._start, self.nbytes)
+        for frame in self.frames:
+            self._homes.frames.pool.free(frame)
+        self.frames = []
         self.state = HomeState.AWAY
 
-    def stay(self) -> None:
-        """The shard, which is here, never leaves any more."""
-        self._wait_for_writes()
-        self._extent.free()
+    def _contents(self) -> list[Tensor]:
+        size = self._homes.frames.frame_bytes
+        return [
+            self._homes.frames.view(frame, min(size, self._nbytes - number * size))
+            for number, frame in enumerate(self.frames)
+        ]
 
     def _write(self) -> None:
         self._wait_for_writes()
-        self._writes = self._extent.store(self._memory)
+        self._writes = self._extent.store(self._contents())
         self._dirty = False
 
     def _wait_for_writes(self) -> None:
@@ -128,19 +141,23 @@ class SpilledShard:
 class Homes:
     """All spilled shards of a rank, and the device memory they may have together."""
 
-    def __init__(self) -> None:
+    def __init__(self, frames: Frames) -> None:
+        self.frames = frames
         self.budget = 0
         self.write_behind = False
         """Whether a shard is written down as soon as it isn't used, and not first when its memory is wanted."""
         self.used = 0
-        self.peak = 0
         self._recent: dict[SpilledShard, None] = {}  # those here or coming, the least recently used first
+
+    def frames_for(self, nbytes: int) -> int:
+        """How many frames a shard takes."""
+        return -(-nbytes // self.frames.frame_bytes)
 
     def has_room(self, shards: Sequence[SpilledShard], *, waiting: bool = False) -> bool:
         """Whether all could be taken; ``waiting``: if need be, when other ranks are done with others."""
-        missing = sum(shard.nbytes for shard in shards if shard.state is HomeState.AWAY)
+        missing = sum(shard.room for shard in shards if shard.state is HomeState.AWAY)
         free = [s for s in self._recent if not s.wanted and s not in shards and (waiting or s.others_done())]
-        return self.used + missing - sum(shard.nbytes for shard in free) <= self.budget
+        return self.used + missing - sum(shard.room for shard in free) <= self.budget
 
     def take(self, shard: SpilledShard) -> None:
         """A use of ``shard`` begins: it is here, or on its way.
@@ -154,8 +171,7 @@ class Homes:
             except BaseException:
                 shard.wanted -= 1
                 raise
-            self.used += shard.nbytes
-            self.peak = max(self.peak, self.used)
+            self.used += shard.room
             shard.begin()
         self._recent.pop(shard, None)
         self._recent[shard] = None
@@ -163,21 +179,23 @@ class Homes:
     def let_go(self, shard: SpilledShard) -> None:
         """A use is over."""
         shard.wanted -= 1
-        if not shard.wanted and self.write_behind:
-            shard.unused()
+        if not shard.wanted:
+            shard.hide()
+            if self.write_behind:
+                shard.write_behind()
 
     def _make_room(self, shard: SpilledShard) -> None:
-        while self.used + shard.nbytes > self.budget:
+        while self.used + shard.room > self.budget:
             idle = [other for other in self._recent if not other.wanted]
             if not idle:
                 raise BudgetError(
-                    f"{shard.name} ({shard.nbytes} bytes of parameters on this rank) has no room beside "
+                    f"{shard.name} ({shard.room} bytes of parameters on this rank) has no room beside "
                     f"{', '.join(other.name for other in self._recent)} in the {self.budget} bytes of memory.device "
-                    f"that are left for parameters in use: give memory.device {shard.nbytes} bytes more"
+                    f"that are left for parameters in use: give memory.device {shard.room} bytes more"
                 )
             victim = next((other for other in idle if other.others_done()), idle[0])
             victim.wait_for_others()
             victim.finish()
             victim.leave()
-            self.used -= victim.nbytes
+            self.used -= victim.room
             del self._recent[victim]

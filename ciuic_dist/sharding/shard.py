@@ -16,6 +16,7 @@ from ciuic_dist.comm.agreement import agree
 from ciuic_dist.comm.shared import open_pool
 from ciuic_dist.memory.budget import Memory
 from ciuic_dist.sharding.exchange.base import Exchange
+from ciuic_dist.sharding.exchange.board import BoardLayout
 from ciuic_dist.sharding.exchange.collective import CollectiveExchange
 from ciuic_dist.sharding.exchange.local import LocalExchange
 from ciuic_dist.sharding.exchange.mailbox import MailboxLayout
@@ -71,7 +72,7 @@ def shard(
     exchange = _choose_exchange(model, made, stage, device, spill)
     exchange.place(flats)
     if spill is not None:
-        largest = max(sum(shard.nbytes for shard in shards_of(unit)) for unit in made)
+        largest = max(sum(shard.room for shard in shards_of(unit)) for unit in made)
         spill.begin(exchange.usage() + exchange.in_flight(), largest)
     for unit in made:
         unit.keep_full = exchange.keeps_full
@@ -188,13 +189,17 @@ def _choose_exchange(
     trainable = [flat for unit in units for flat in unit.trainable]
     in_turn = stage > 1 or spill is not None
     own_slot = [flat for unit in units if unit.module is model for flat in unit.trainable] if in_turn else trainable
-    mailbox = MailboxLayout(trainable, own_slot, len(units))
-    common = sum(page_rounded(flat.full_bytes) for unit in units for flat in unit.flats) if stage else 0
-    pool = open_pool(common, mailbox.nbytes, common if spill is None else min(common, world * spill.budget))
+    board = BoardLayout(units, 0 if spill is None else spill.page_bytes)
+    mailbox = MailboxLayout(trainable, own_slot, board.nbytes)
+    flats = [flat for unit in units for flat in unit.flats]
+    common = sum(page_rounded(flat.full_bytes) for flat in flats if not flat.spills) if stage else 0
+    frames = None if spill is None else spill.homes.frames.descriptor
+    spilled = 0 if spill is None else min(sum(flat.full_bytes for flat in flats if flat.spills), world * spill.budget)
+    pool = open_pool(common, mailbox.nbytes, frames, spilled)
     if isinstance(pool, OSError):
         warnings.warn(f"ranks on this host will send instead of sharing memory, which is slower: {pool}", stacklevel=3)
         return CollectiveExchange(world=world, stage=stage)
-    return SharedExchange(pool, mailbox, rank=groups.rank(), world=world, share_full=stage > 0, spill=spill)
+    return SharedExchange(pool, mailbox, board, rank=groups.rank(), world=world, share_full=stage > 0, spill=spill)
 
 
 def _zero_grad(sharded: Sharded, set_to_none: bool = True) -> None:

@@ -47,6 +47,7 @@ class Sharded:
         self.gradients = GradientFlow([flat for unit in backwards for flat in reversed(unit.trainable)], exchange)
         self.versions = VersionWatch(self.flats)
         self.last = True
+        self.accumulates = False
         self.updating = False
         self.torn = False
         self.compute_dtype: torch.dtype | None = None
@@ -75,6 +76,7 @@ class Sharded:
     def begin_backward(self) -> None:
         """The first gradient of a backward has come."""
         self._refuse_while_updating()
+        self.accumulates |= not self.last
         for unit in self.units:
             for flat in unit.flats:
                 flat.final = self.last and not unit.is_root and not unit.borrowed
@@ -181,13 +183,12 @@ class Sharded:
         spill.end_step()
 
     def _gradient_slots(self, spill: Spill) -> int:
-        """Pages of gradients that are there at a time: two flats' of those updated in the backward, all others'."""
-        sizes = {
-            flat: -(-flat.layout.shard_numel * flat.master_dtype.itemsize // spill.page_bytes) for flat in self.flats
-        }
-        early = sorted(size for flat, size in sizes.items() if flat.trainable and flat.consume is not None)
-        late = [size for flat, size in sizes.items() if flat.trainable and flat.consume is None]
-        return sum(early[-2:]) + sum(late)
+        """Pages of gradients that are kept for the update; those used up as they are reduced need none."""
+        return sum(
+            -(-flat.layout.shard_numel * flat.master_dtype.itemsize // spill.page_bytes)
+            for flat in self.flats
+            if flat.trainable and (flat.consume is None or self.accumulates or not self.exchange.reduces_at_once)
+        )
 
     def _abandon_backward(self) -> None:
         self.torn = self.updating

@@ -10,7 +10,7 @@ from ciuic_dist.comm.groups import timeout_seconds
 from ciuic_dist.memory.budget import BudgetError, Budgets
 from ciuic_dist.memory.extent import Extent
 from ciuic_dist.memory.file import FileTier
-from ciuic_dist.memory.mapping import Mapping
+from ciuic_dist.memory.frames import Frames, Window
 from ciuic_dist.memory.pager import Pager
 from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.tier import Tier
@@ -42,13 +42,12 @@ class Spill:
         self.page_bytes = _page_bytes(budgets.device)
         self.tiers = _open_tiers(budgets, self.page_bytes)
         self.transfers = Transfers(_THREADS, timeout_seconds())
-        self.homes = Homes()
+        self.homes = Homes(Frames(self.page_bytes, self.budget // self.page_bytes))
         self.states = self._pager(_STATE_SLOTS)
         self.gradients = self._pager(_GRADIENT_SLOTS)
         self.steps = 0
         self.transient = 0
         self._state_columns: list[PagedColumn] = []
-        self._gradient_columns: list[PagedColumn] = []
         self._shards: list[SpilledShard] = []
         self._fixed = 0
 
@@ -63,8 +62,7 @@ class Spill:
 
     def gradient(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
         """Gradients in pages."""
-        self._gradient_columns.append(PagedColumn(name, numel, dtype, self.gradients))
-        return self._gradient_columns[-1]
+        return PagedColumn(name, numel, dtype, self.gradients)
 
     def state(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
         """What is kept from step to step, in pages."""
@@ -75,15 +73,15 @@ class Spill:
         """As many elements as fill a page of fp32, or of what is wider."""
         return self.page_bytes // max(itemsize, 4)
 
-    def house(self, flat: Flat, mapping: Mapping, start: int) -> SpilledShard | None:
-        """Give the flat a home if it is one that spills; its shard begins at byte ``start`` of ``mapping``."""
-        if not flat.spills:
-            return None
-        nbytes = flat.layout.shard_numel * flat.compute_dtype.itemsize
-        extent = Extent(f"{flat.name} parameters", nbytes, self.tiers, self.transfers)
-        home = flat.home = SpilledShard(flat.name, mapping, start, nbytes, extent, self.homes)
+    def house(self, flat: Flat, files: Sequence[int]) -> None:
+        """Give the flat a place and a home; ``files`` are the frames of all ranks that have a part of it."""
+        nbytes = flat.full_bytes // flat.layout.world
+        window = Window(nbytes, self.page_bytes, files)
+        extent = Extent(f"{flat.name} parameters", self.tiers, self.transfers)
+        home = flat.home = SpilledShard(flat.name, nbytes, window, flat.owner, extent, self.homes)
         self._shards.append(home)
-        return home
+        full = window.memory[: flat.full_bytes].view(flat.compute_dtype)
+        flat.place(full, full[flat.shard_range])
 
     def begin(self, fixed: int, largest_unit: int) -> None:
         """Give parameters and pages the least they need; ``fixed`` bytes of the device are others'.
@@ -132,7 +130,7 @@ class Spill:
 
     @property
     def _parameter_bytes(self) -> int:
-        return sum(shard.nbytes for shard in self._shards)
+        return sum(shard.room for shard in self._shards)
 
     @property
     def used(self) -> int:
@@ -154,6 +152,7 @@ class Spill:
         self.transfers.close()
         for tier in self.tiers:
             tier.close()
+        self.homes.frames.close()
 
 
 def _page_bytes(device: int) -> int:

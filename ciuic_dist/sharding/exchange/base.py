@@ -35,6 +35,8 @@ class Exchange(Protocol):
     """Whether full forms keep their memory between uses."""
     in_step: bool
     """Whether a gather takes part of all ranks, so that they gather in one order."""
+    reduces_at_once: bool
+    """Whether a flat is reduced soon after the last rank has submitted it, or at the end of the backward."""
     has_peers: bool
     """Whether there are other ranks to reduce with."""
 

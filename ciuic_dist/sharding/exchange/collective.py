@@ -29,6 +29,7 @@ class CollectiveExchange:
         self.gathers = stage > 0
         self.keeps_full = stage < 3
         self.in_step = True
+        self.reduces_at_once = False
         self.has_peers = True
         self._world = world
         self._stage = stage
@@ -112,9 +113,9 @@ class CollectiveExchange:
             flags = torch.tensor(written, dtype=torch.uint8)
             agreed = iter(collectives.all_reduce(flags, dist.ReduceOp.MAX).tolist())
             for flat in self._reduced:
-                flat.touched = [bool(next(agreed)) or touched for touched in flat.touched]  # each takes its flag
+                flags_of_flat = [bool(next(agreed)) for _ in flat.written]
                 flat.clear_written()
-                flat.reduced()
+                flat.received(flags_of_flat)
         self._reduced = []
 
     def before_update(self) -> None:
@@ -154,5 +155,5 @@ class CollectiveExchange:
         flight.land()
         landed = flight.buffers[0]
         sources = landed.chunk(landed.numel() // flat.layout.shard_numel)
-        flat.receive(sources, self._world, [False] * len(flat.parameters))  # which were written, ``drain`` tells
+        flat.receive_part(sources, self._world)
         self._reduced.append(flat)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ciuic_dist.memory.host import allocate
-from ciuic_dist.memory.mapping import private
 from ciuic_dist.sharding.exchange import spilled
 from ciuic_dist.sharding.exchange.base import Traffic
 from ciuic_dist.sharding.flat import Flat
@@ -24,6 +23,7 @@ class LocalExchange:
         self.keeps_full = spill is None
         self._spill = spill
         self.in_step = False
+        self.reduces_at_once = True
         self.has_peers = False
         self._flats: Sequence[Flat] = ()
 
@@ -31,13 +31,11 @@ class LocalExchange:
         """Give each flat memory; shard and full form are the same."""
         self._flats = flats
         for flat in flats:
-            if self._spill is None:
-                full = allocate(flat.layout.numel, flat.compute_dtype, flat.device)
+            if self._spill is not None and flat.spills:
+                self._spill.house(flat, [self._spill.homes.frames.descriptor])
             else:
-                mapping = private(flat.full_bytes)
-                full = mapping.memory[: flat.full_bytes].view(flat.compute_dtype)
-                self._spill.house(flat, mapping, 0)
-            flat.place(full, full)
+                full = allocate(flat.layout.numel, flat.compute_dtype, flat.device)
+                flat.place(full, full)
 
     def start_gather(self, unit: Unit) -> None:
         """Fetch what is away."""
@@ -46,7 +44,7 @@ class LocalExchange:
     def finish_gather(self, unit: Unit) -> None:
         """Wait for it."""
         spilled.finish(unit)
-        spilled.attach(unit)
+        spilled.show_own(unit)
 
     def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
         """Within the budget."""
@@ -72,10 +70,9 @@ class LocalExchange:
         if flat.paging is not None and flat.landing is not None:
             flat.zero_unwritten()
             sources = [flat.landing]
-        flat.receive(sources, 1, flat.written)
-        flat.landing = None
+        written, flat.landing = flat.written, None
         flat.clear_written()
-        flat.reduced()
+        flat.receive(sources, 1, written)
 
     def drain(self) -> None:
         """Nothing is under way."""

@@ -16,17 +16,16 @@ _ALIGNMENT = 4096
 
 
 class MailboxLayout:
-    """Two numbers a unit, flags of all flats, then a slot each for those that need their own, then the ring."""
+    """A board, flags of all flats, then a slot each for those that need their own, then the ring."""
 
-    def __init__(self, flats: Sequence[Flat], own_slot: Sequence[Flat], units: int) -> None:
+    def __init__(self, flats: Sequence[Flat], own_slot: Sequence[Flat], board_bytes: int) -> None:
         """``own_slot``: flats whose gradients come over the whole backward, and so can't take turns."""
-        self._board = slice(0, 2 * units * torch.int64.itemsize)
         self._flags: dict[int, slice] = {}
         self._own: dict[int, int] = {}
         self._dealt: dict[int, int] = {}
         self._owners = {id(flat) for flat in own_slot}
         self._offsets: list[int] = []
-        end = self._board.stop
+        end = board_bytes
         for flat in flats:
             self._flags[id(flat)] = slice(end, end + len(flat.parameters))
             end += len(flat.parameters)
@@ -63,10 +62,6 @@ class MailboxLayout:
         """The flat's slot in one rank's mailbox, in the dtype the model computes with."""
         start = self._offsets[self.slot(flat)]
         return mailbox[start : start + _nbytes(flat)].view(flat.compute_dtype)
-
-    def board(self, mailbox: Tensor) -> Tensor:
-        """Two int64 a unit, 2 x units."""
-        return mailbox[self._board].view(torch.int64).view(2, -1)
 
     def flags(self, mailbox: Tensor, flat: Flat) -> Tensor:
         """One bool a parameter: whether the rank has written its gradient."""

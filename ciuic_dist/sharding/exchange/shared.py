@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ciuic_dist.comm.doorbell import Bell
 from ciuic_dist.comm.shared import SharedPool
-from ciuic_dist.memory.mapping import private
+from ciuic_dist.memory.host import allocate
 from ciuic_dist.sharding.exchange import spilled
 from ciuic_dist.sharding.exchange.base import Traffic
+from ciuic_dist.sharding.exchange.board import Board, BoardLayout
 from ciuic_dist.sharding.exchange.mailbox import MailboxLayout
 from ciuic_dist.sharding.exchange.turns import Turns
 from ciuic_dist.sharding.flat import Flat
@@ -34,6 +35,7 @@ class SharedExchange:
         self,
         pool: SharedPool,
         mailbox: MailboxLayout,
+        board: BoardLayout,
         *,
         rank: int,
         world: int,
@@ -47,9 +49,10 @@ class SharedExchange:
         self.traffic = Traffic()
         self.gathers = spill is not None
         self.keeps_full = spill is None
+        self.reduces_at_once = True
         self.has_peers = True
         self._spill = spill
-        boards = [mailbox.board(box) for box in pool.mailboxes]
+        boards = [Board(board, box) for box in pool.mailboxes]
         self._turns = Turns(pool.doorbell, boards, rank) if share_full and spill is not None else None
         self.in_step = self._turns is not None
         self._pool = pool
@@ -66,17 +69,19 @@ class SharedExchange:
         self._pending: deque[tuple[int, Flat]] = deque()
 
     def place(self, flats: Sequence[Flat]) -> None:
-        """Full forms lie in the common segment, one after the other; shards are views of them."""
+        """Full forms that stay lie in the common segment, one after the other; shards are views of them."""
         self._flats = flats
+        files = self._pool.frames if self._share_full else self._pool.frames[self._rank :][:1]
         offset = 0
         for flat in flats:
-            mapping, start = (self._pool.common, offset) if self._share_full else (private(flat.full_bytes), 0)
-            offset += page_rounded(flat.full_bytes)
-            full = mapping.memory[start : start + flat.full_bytes].view(flat.compute_dtype)
-            shard = full[flat.shard_range]
-            if self._spill is not None:
-                self._spill.house(flat, mapping, start + flat.owner * shard.nbytes)
-            flat.place(full, shard)
+            if self._spill is not None and flat.spills:
+                self._spill.house(flat, files)
+            elif self._share_full:
+                memory = self._pool.common[offset : offset + flat.full_bytes]
+                offset += page_rounded(flat.full_bytes)
+                _place(flat, memory.view(flat.compute_dtype))
+            else:
+                _place(flat, allocate(flat.layout.numel, flat.compute_dtype, flat.device))
 
     def start_gather(self, unit: Unit) -> None:
         """Bring this rank's slices; a unit that stays is complete since the last update."""
@@ -89,8 +94,10 @@ class SharedExchange:
         """Wait for all ranks' slices."""
         if self._turns is not None and spilled.shards_of(unit):
             self._turns.finish(unit)
-        spilled.finish(unit)
-        spilled.attach(unit)
+            spilled.show(unit, self._turns.frames)
+        else:
+            spilled.finish(unit)
+            spilled.show_own(unit)
 
     def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
         """Within the budget, and without waiting."""
@@ -178,10 +185,13 @@ class SharedExchange:
         writers = [box for box, flag in zip(self._pool.mailboxes, flags, strict=True) if flag.any()]
         sources = [self._mailbox.view(box, flat)[flat.shard_range] for box in writers]
         flat.receive(sources, self._world, torch.stack(flags).any(dim=0).tolist())
-        flat.reduced()
         self.traffic.reduces += 1
         self.traffic.reduced_bytes += sum(source.nbytes for source in sources)
         self._pool.doorbell.ring(Bell.READ)
+
+
+def _place(flat: Flat, full: Tensor) -> None:
+    flat.place(full, full[flat.shard_range])
 
 
 def page_rounded(nbytes: int) -> int:

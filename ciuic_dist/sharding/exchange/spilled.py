@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
+from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import SpilledShard
 from ciuic_dist.sharding.unit import Unit
 
 
+def homes_of(unit: Unit) -> list[tuple[Flat, SpilledShard]]:
+    """Its flats that have a home, with it."""
+    return [(flat, flat.home) for flat in unit.flats if isinstance(flat.home, SpilledShard)]
+
+
 def shards_of(unit: Unit) -> list[SpilledShard]:
-    """Of its flats that have a home."""
-    return [flat.home for flat in unit.flats if isinstance(flat.home, SpilledShard)]
+    """The homes alone."""
+    return [shard for _, shard in homes_of(unit)]
 
 
 def take(unit: Unit) -> None:
@@ -18,22 +26,25 @@ def take(unit: Unit) -> None:
 
 
 def finish(unit: Unit) -> None:
-    """They are here: the model may see its parameters."""
+    """They are here."""
     for shard in shards_of(unit):
         shard.finish()
 
 
-def attach(unit: Unit) -> None:
-    """The model sees its parameters."""
-    for flat in unit.flats:
-        if flat.home is not None:
-            flat.attach()
+def show(unit: Unit, frames: Callable[[Flat], Mapping[int, Sequence[int]]]) -> None:
+    """The model sees its parameters; ``frames`` has the other ranks' as well, by rank."""
+    for flat, shard in homes_of(unit):
+        shard.show(frames(flat))
+        flat.attach()
+
+
+def show_own(unit: Unit) -> None:
+    """The same where this rank's shards are all there is."""
+    show(unit, lambda _: {})
 
 
 def let_go(unit: Unit) -> None:
     """The model needs them no longer."""
-    for flat in unit.flats:
-        if flat.home is not None:
-            flat.detach()
-    for shard in shards_of(unit):
+    for flat, shard in homes_of(unit):
+        flat.detach()
         shard.let_go()

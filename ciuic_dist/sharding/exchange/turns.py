@@ -1,8 +1,8 @@
 """How ranks that share full forms agree when a unit's slices are all in place, and when nobody needs them.
 
-Each rank keeps a board in shared memory: how often it has gathered and released each unit. All ranks gather in one
-order, and a rank waits only for what the others do with earlier gathers, so it can't deadlock; where a rank's order
-is another, the wait ends with the timeout, and never with another unit's data.
+Each rank keeps a board: how often it has gathered and released each unit, and where its slices are. All ranks gather
+in one order, and a rank waits only for what the others do with earlier gathers, so it can't deadlock; where a rank's
+order is another, the wait ends with the timeout, and never with another unit's data.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
-from torch import Tensor
-
 from ciuic_dist.comm.doorbell import Bell, Doorbell
 from ciuic_dist.sharding.exchange import spilled
+from ciuic_dist.sharding.exchange.board import GATHERED, RELEASED, Board
+from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.unit import Unit
-
-_GATHERED, _RELEASED = 0, 1  # rows of a board
 
 
 class Turns:
     """One rank's view of gathers and releases on its host."""
 
-    def __init__(self, doorbell: Doorbell, boards: Sequence[Tensor], rank: int) -> None:
-        """``boards``: for each rank of the host a shared int64 tensor, 2 x units, 0 at the start."""
+    def __init__(self, doorbell: Doorbell, boards: Sequence[Board], rank: int) -> None:
+        """``boards``: one for each rank of the host."""
         self._doorbell = doorbell
         self._boards = boards
         self._rank = rank
@@ -46,37 +44,44 @@ class Turns:
             self._announce_first()
 
     def finish(self, unit: Unit) -> None:
-        """All slices are in place."""
+        """All slices are on the device; where, ``frames`` tells until the unit is released."""
         while unit in self._unannounced:
             self._announce_first()
         self._doorbell.wait_until_none(
-            partial(self._late, _GATHERED, unit),
+            partial(self._late, GATHERED, unit),
             f"for the other ranks' part of {unit.name}",
-            lambda peer: f"it has gathered it {int(self._boards[peer][_GATHERED, unit.index])} times",
+            lambda peer: f"it has gathered it {int(self._boards[peer].counts[GATHERED, unit.index])} times",
         )
+
+    def frames(self, flat: Flat) -> dict[int, list[int]]:
+        """By rank."""
+        return {rank: board.frames(flat) for rank, board in enumerate(self._boards)}
 
     def release(self, unit: Unit) -> None:
         """This rank needs the unit no longer."""
-        self._boards[self._rank][_RELEASED, unit.index] += 1
+        self._boards[self._rank].counts[RELEASED, unit.index] += 1
         self._doorbell.ring(Bell.RELEASED)
         self.announce()
 
     def _announce_first(self) -> None:
         unit = self._unannounced.popleft()
         spilled.finish(unit)
-        self._boards[self._rank][_GATHERED, unit.index] += 1
+        own = self._boards[self._rank]
+        for flat, shard in spilled.homes_of(unit):
+            own.write(flat, shard.frames)
+        own.counts[GATHERED, unit.index] += 1
         self._doorbell.ring(Bell.GATHERED)
 
     def _all_released(self, unit: Unit) -> bool:
-        return not self._late(_RELEASED, unit)
+        return not self._late(RELEASED, unit)
 
     def _late(self, what: int, unit: Unit) -> list[int]:
-        own = self._boards[self._rank][what, unit.index]
-        return [rank for rank, board in enumerate(self._boards) if board[what, unit.index] < own]
+        own = self._boards[self._rank].counts[what, unit.index]
+        return [rank for rank, board in enumerate(self._boards) if board.counts[what, unit.index] < own]
 
     def _wait_for_releases(self, unit: Unit) -> None:
         self._doorbell.wait_until_none(
-            partial(self._late, _RELEASED, unit),
+            partial(self._late, RELEASED, unit),
             f"to take {unit.name} from the device",
-            lambda peer: f"it has released it {int(self._boards[peer][_RELEASED, unit.index])} times",
+            lambda peer: f"it has released it {int(self._boards[peer].counts[RELEASED, unit.index])} times",
         )

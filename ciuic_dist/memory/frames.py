@@ -1,0 +1,81 @@
+"""Device memory for parameters that come and go: frames that are never given back, shown wherever they are wanted.
+
+Memory that is freed has to be found and cleared when it is taken again, which costs more than reading its content
+from a drive. A frame stays, and only the addresses behind which it lies change.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ciuic_dist.memory.mapping import anonymous_file, hide_at, private, reveal_at, shared, show_at
+from ciuic_dist.memory.pool import SlotPool
+
+
+class Frames:
+    """Frames of ``frame_bytes`` each in a file without a name, which other processes can map as well.
+
+    A frame takes memory from its first use on. ``view`` is for transfers; computations see frames in a Window.
+    """
+
+    def __init__(self, frame_bytes: int, frames: int) -> None:
+        self.frame_bytes = frame_bytes
+        self.pool = SlotPool(frames)
+        self.descriptor = anonymous_file(frame_bytes * frames)
+        self._close = weakref.finalize(self, os.close, self.descriptor)
+        self._memory = shared(self.descriptor, frame_bytes * frames)
+
+    def view(self, frame: int, nbytes: int) -> Tensor:
+        """The first bytes of a frame."""
+        return self._memory[frame * self.frame_bytes :][:nbytes]
+
+    def close(self) -> None:
+        """Show no frame in a window any more."""
+        self._close()
+
+
+class Window:
+    """Addresses that stay: ``memory`` is made of slices of ``slice_bytes``, whole pages of the processor's.
+
+    Each slice shows frames of one file, or nothing: then an access ends the process.
+    """
+
+    def __init__(self, slice_bytes: int, frame_bytes: int, files: Sequence[int]) -> None:
+        """``files``: of each slice, the descriptor; it must stay open."""
+        self.memory = private(slice_bytes * len(files))
+        self._slice_bytes = slice_bytes
+        self._frame_bytes = frame_bytes
+        self._files = files
+        self._frames: list[tuple[int, ...]] = [() for _ in files]
+        self._open: set[int] = set()
+        hide_at(self.memory.data_ptr(), slice_bytes * len(files))
+
+    def open(self, frames: Mapping[int, Sequence[int]]) -> None:
+        """Show these frames, by slice. Raises OSError where the kernel refuses one mapping more."""
+        for index, numbers in frames.items():
+            if self._frames[index] != tuple(numbers):
+                self._frames[index] = ()
+                self._show(index, numbers)
+                self._frames[index] = tuple(numbers)
+            elif index not in self._open:
+                reveal_at(self._address(index), self._slice_bytes)
+            self._open.add(index)
+
+    def close(self) -> None:
+        """Show nothing."""
+        for index in self._open:
+            hide_at(self._address(index), self._slice_bytes)
+        self._open.clear()
+
+    def _address(self, index: int) -> int:
+        return self.memory.data_ptr() + index * self._slice_bytes
+
+    def _show(self, index: int, frames: Sequence[int]) -> None:
+        for place, frame in enumerate(frames):
+            start = place * self._frame_bytes
+            length = min(self._frame_bytes, self._slice_bytes - start)
+            show_at(self._address(index) + start, length, self._files[index], frame * self._frame_bytes)
