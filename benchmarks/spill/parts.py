@@ -74,7 +74,7 @@ class Bench:
         run counts whose budget is never reached.
         """
         if not self._peak:
-            short = replace(self.setting, warmup=1, steps=1)
+            short = replace(self.setting, warmup=2, steps=1)
             room = machine.memory() // (2 * self.setting.ranks)
             for case in (Case(UNSPILLED, "ours", str(self.folder)), Case("counted", "ours", str(self.folder), room)):
                 trial = self.trial("peak", case, setting=short)

@@ -17,17 +17,19 @@ from ciuic_dist.sharding.layout import Piece
 
 
 class PieceParameter(nn.Parameter):
-    """A piece as the inner optimizer sees it: 1-D, with values while its part is open."""
+    """A piece as the inner optimizer sees it: 1-D, with values while its part is open, ``absent`` between."""
 
     flat: Flat
     place: Piece
+    absent: Tensor
 
 
 def piece_parameter(flat: Flat, place: Piece) -> PieceParameter:
     """The piece, trained, not open."""
     low = place.shard_offset
-    piece = PieceParameter(flat.master.empty(low, low + place.numel), requires_grad=True)
-    piece.flat, piece.place = flat, place
+    absent = flat.master.empty(low, low + place.numel)
+    piece = PieceParameter(absent, requires_grad=True)
+    piece.flat, piece.place, piece.absent = flat, place, absent
     return piece
 
 
@@ -35,12 +37,13 @@ def piece_parameter(flat: Flat, place: Piece) -> PieceParameter:
 class FlatState:
     """The optimizer state of a flat under a budget: a column for each key of state with one value an element.
 
-    ``paged`` tells which keys of a piece are there; what ``inner.state`` has for them is without memory then.
+    ``paged`` has for the keys of a piece that are there what ``inner.state`` has for them then: tensors without
+    memory. They are made once: small objects made anew in each step break up the heap.
     """
 
     flat: Flat
     columns: dict[str, Column] = field(default_factory=dict)
-    paged: dict[PieceParameter, list[str]] = field(default_factory=dict)
+    paged: dict[PieceParameter, dict[str, Tensor]] = field(default_factory=dict)
 
     def column(self, key: str, dtype: torch.dtype) -> Column:
         """The column of ``key``, made at first use."""
@@ -99,15 +102,17 @@ class Part:
 
     def _put_away(self, piece: PieceParameter, state: dict[str, Any], span: Any) -> None:
         """Move what has one value an element into pages; what is left in ``state`` has no memory."""
-        keys = []
+        before = self._state.paged.get(piece, {})
+        paged = {}
         for key, value in state.items():
             if is_elementwise(value, piece):
                 room = self._cut(span(key, value.dtype), piece)
                 if value.data_ptr() != room.data_ptr():
                     room.copy_(value)
-                state[key] = torch.empty_like(value, device="meta")
-                keys.append(key)
-        self._state.paged[piece] = keys
+                absent = before.get(key)
+                paged[key] = torch.empty_like(value, device="meta") if absent is None else absent
+        state.update(paged)
+        self._state.paged[piece] = paged
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -121,7 +126,7 @@ class Part:
                 piece.grad = self._cut(gradient, piece) if flat.touched[piece.place.index] else None
             yield
             for piece in self.pieces:
-                piece.data = flat.master.empty(piece.place.shard_offset, piece.place.shard_offset + piece.numel())
+                piece.data = piece.absent
 
     def _cut(self, span: Tensor, piece: PieceParameter) -> Tensor:
         start = piece.place.shard_offset - self._low

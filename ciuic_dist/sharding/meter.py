@@ -8,13 +8,20 @@ from ciuic_dist.memory.live import LiveBytes
 
 
 class ActivationMeter:
-    """Counts what operators make from the first forward to the update after it: activations and temporary values."""
+    """Counts what operators make in the first step, activations and temporary values, and weighs the second.
+
+    Weighing sees what counting doesn't: what libraries take for themselves, and what the heap can't use again. The
+    first step can't be weighed, since much of what it makes is made once.
+    """
 
     def __init__(self) -> None:
         self._live = LiveBytes()
-        self.started = False
+        self.counting = False
+        self.weighing = False
         self.complete = False
-        """Whether a backward has been watched as well."""
+        """Whether a backward of this step has been watched."""
+        self.growth = 0
+        """The most bytes that ``weigh`` was given."""
 
     @property
     def peak(self) -> int:
@@ -23,11 +30,23 @@ class ActivationMeter:
 
     def start(self) -> None:
         """Watch the operators of this thread, the backward's among them."""
-        if not self.started:
-            self.started = True
+        if not self.counting and not self.weighing:
+            self.counting = True
             self._live.__enter__()  # type: ignore[no-untyped-call]
 
-    def stop(self) -> None:
-        """Watch no longer; a mode that was begun later and is still on must be left alone."""
+    def weigh(self, grown: int) -> None:
+        """The process is larger by so much now than what is counted of it."""
+        self.growth = max(self.growth, grown)
+
+    def end_step(self) -> bool:
+        """Go on to the next step; whether this one was the last to watch."""
+        done, self.weighing = self.weighing, True
+        self.counting = self.complete = False
+        if not done:
+            self._stop_counting()
+        return done
+
+    def _stop_counting(self) -> None:
+        """A mode that was begun later and is still on must be left alone."""
         if _get_current_dispatch_mode() is self._live:
             self._live.__exit__(None, None, None)  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ciuic_dist.comm.groups import gather_objects
+from ciuic_dist.memory.process import return_freed_memory
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.gathers import Gathers
 from ciuic_dist.sharding.gradients import GradientFlow
@@ -175,12 +176,17 @@ class Sharded:
 
     def _end_spilled_step(self, spill: Spill) -> None:
         if self.meter is not None and self.meter.complete:
-            self.meter.stop()
-            transient = max(gather_objects(self.meter.peak + self._state_bytes))
-            sizes = [flat.layout.shard_numel for flat in self.flats if flat.trainable]
-            spill.divide(transient, self._gradient_slots(spill), max(sizes, default=0) / max(sum(sizes), 1))
-            self.meter = None
+            if self.meter.end_step():
+                self._divide(spill, self.meter)
+                self.meter = None
+            return_freed_memory()
         spill.end_step()
+
+    def _divide(self, spill: Spill, meter: ActivationMeter) -> None:
+        needed = spill.transient_bytes(meter.peak + self._state_bytes, meter.growth)
+        sizes = [flat.layout.shard_numel for flat in self.flats if flat.trainable]
+        largest_share = max(sizes, default=0) / max(sum(sizes), 1)
+        spill.divide(max(gather_objects(needed)), self._gradient_slots(spill), largest_share)
 
     def _gradient_slots(self, spill: Spill) -> int:
         """Pages of gradients that are kept for the update; those used up as they are reduced need none."""
@@ -240,5 +246,9 @@ class Sharded:
     def note_peak(self) -> None:
         """Called where memory has grown."""
         self.peak = max(self.peak, self.usage())
-        if self.meter is not None and self.meter.started and self.spill is not None:
+        if self.meter is None or self.spill is None:
+            return
+        if self.meter.counting:
             self.spill.check(self.meter.peak)
+        elif self.meter.weighing:
+            self.meter.weigh(self.spill.growth(self.exchange.shared_bytes()))

@@ -12,6 +12,7 @@ from ciuic_dist.memory.extent import Extent
 from ciuic_dist.memory.file import FileTier
 from ciuic_dist.memory.frames import Frames, Window
 from ciuic_dist.memory.pager import Pager
+from ciuic_dist.memory.process import anonymous_bytes, return_freed_memory
 from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Transfers
@@ -28,6 +29,10 @@ _GRADIENT_SLOTS = 3
 """The least that gradients need: in use, coming, leaving."""
 _UNITS_IN_FLIGHT = 3
 """The largest unit's shard, so often, is the least that parameters need: in use, coming, leaving."""
+_UNSEEN = 16 << 20
+"""Bytes that a process may grow by beyond what is counted before that counts too: objects, libraries' own buffers."""
+_HEAP_GROWTH = 1.1
+"""By how much a heap may go on to grow: its free blocks fit less and less."""
 _THREADS = 4
 """What an NVMe drive takes to be busy with large pages."""
 
@@ -35,9 +40,15 @@ _THREADS = 4
 class Spill:
     """Divides the device's budget, and knows what everything takes."""
 
-    def __init__(self, budgets: Budgets) -> None:
-        """Reserves the tiers. Raises BudgetError where they can't be had."""
+    def __init__(self, budgets: Budgets, replaced: int) -> None:
+        """Reserves the tiers. Raises BudgetError where they can't be had.
+
+        ``replaced``: bytes of the model's parameters that are in this process now and will be freed.
+        """
         assert budgets.device is not None
+        return_freed_memory()
+        self.baseline = anonymous_bytes() - replaced
+        """Bytes that the interpreter and the libraries had before, in no tier's budget."""
         self.budget = budgets.device
         self.page_bytes = _page_bytes(budgets.device)
         self.tiers = _open_tiers(budgets, self.page_bytes)
@@ -94,15 +105,38 @@ class Spill:
         self.homes.budget = min(_UNITS_IN_FLIGHT * largest_unit, self._parameter_bytes)
         self.check(0)
 
+    def growth(self, shared: int) -> int:
+        """Bytes by which the process is larger than at the start, but for pages and what is fixed.
+
+        ``shared``: how much of what is fixed lies in memory shared with other ranks.
+        """
+        pages = self.states.peak_bytes + self.gradients.peak_bytes
+        pages += sum(tier.usage().peak for tier in self.tiers if tier.name == "host")
+        return anonymous_bytes() - self.baseline - pages - (self._fixed - shared)
+
+    def transient_bytes(self, counted: int, grown: int) -> int:
+        """Of activations and temporary values: as ``counted``, or more where the process has ``grown`` by more.
+
+        No more than there is room for: what a small budget has no room for may be the libraries' own.
+        """
+        return max(counted, min(round((grown - _UNSEEN) * _HEAP_GROWTH), self.budget - self._least))
+
+    @property
+    def _least(self) -> int:
+        return self._fixed + self.homes.budget + self._least_pages
+
+    @property
+    def _least_pages(self) -> int:
+        return (_STATE_SLOTS + _GRADIENT_SLOTS) * self.page_bytes
+
     def check(self, transient: int) -> None:
         """Raise BudgetError where the least that pages and parameters need is too much beside ``transient`` bytes."""
-        pages = (_STATE_SLOTS + _GRADIENT_SLOTS) * self.page_bytes
-        least = self._fixed + self.homes.budget + pages + transient
+        least = self._least + transient
         if least > self.budget:
             raise BudgetError(
                 f"memory.device is {self.budget} bytes and at least {least} are needed: {self._fixed} for the root "
                 f"unit and for exchanging gradients, {self.homes.budget} for parameters in use, "
-                f"{pages} for pages of optimizer state and gradients, and {transient} for "
+                f"{self._least_pages} for pages of optimizer state and gradients, and {transient} for "
                 f"activations and temporary values: raise it, use smaller micro-batches or checkpoint activations"
             )
 
@@ -115,8 +149,7 @@ class Spill:
         """
         self.check(transient)
         self.transient = transient
-        pages = (_STATE_SLOTS + _GRADIENT_SLOTS) * self.page_bytes
-        spare = self.budget - self._fixed - transient - self.homes.budget - pages
+        spare = self.budget - self._least - transient
         state_pages = sum(len(column.pages) for column in self._state_columns)
         ring = min(spare // self.page_bytes, round(state_pages * largest_share))
         spare -= ring * self.page_bytes

@@ -88,6 +88,10 @@ class Exchange(Protocol):
         """Bytes of this rank's memory that the exchange holds; its share of what is mapped by several."""
         ...
 
+    def shared_bytes(self) -> int:
+        """Those of ``usage`` that lie in memory shared with other ranks."""
+        ...
+
     def in_flight(self) -> int:
         """Bytes that full forms take at most besides ``usage`` at rest."""
         ...

@@ -87,6 +87,10 @@ class LocalExchange:
         """Bytes of all full forms that don't come and go."""
         return sum(flat.full_bytes for flat in self._flats if flat.home is None)
 
+    def shared_bytes(self) -> int:
+        """None."""
+        return 0
+
     def in_flight(self) -> int:
         """None: what comes and goes has a budget."""
         return 0

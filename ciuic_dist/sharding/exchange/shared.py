@@ -162,6 +162,10 @@ class SharedExchange:
         full = sum(flat.full_bytes for flat in self._flats if flat.home is None)
         return self._mailbox.nbytes + (full // self._world if self._share_full else full)
 
+    def shared_bytes(self) -> int:
+        """All but the full forms of stage 0."""
+        return self.usage() if self._share_full else self._mailbox.nbytes
+
     def in_flight(self) -> int:
         """None: what comes and goes has a budget."""
         return 0
