@@ -56,7 +56,7 @@ def status(model: nn.Module) -> Status:
     """Bytes that parameters, gradients and optimizer state take on this rank, and traffic so far.
 
     Memory that several ranks map counts in equal parts. Without a budget activations are not counted; with one,
-    the device's peak includes the most they took in the first step.
+    the device's peak includes the most they took in the first steps.
     """
     sharded = sharded_of(model)
     spill, traffic = sharded.spill, sharded.exchange.traffic

@@ -52,8 +52,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"there is no part {', '.join(unknown)}: --parts takes {', '.join(PARTS)}")
     if min(options.ranks, options.batch, options.steps, options.repetitions, options.most, options.sequence - 1) < 1:
         parser.error("--ranks, --batch, --steps, --repetitions and --most must be at least 1, --sequence at least 2")
-    if options.warmup < 1:
-        parser.error("--warmup must be at least 1: a budget is divided after the first step")
+    if options.warmup < 2:
+        parser.error("--warmup must be at least 2: a budget is divided after the second step")
     if not options.folder.is_dir():
         parser.error(f"--folder: there is no {options.folder}")
     return options
@@ -94,7 +94,7 @@ def run(bench: parts.Bench, options: argparse.Namespace) -> Iterator[tuple[str, 
 def main() -> None:
     """Run, say how each trial went as it ends, print the tables; exit code 1 where losses differ or ours fails."""
     options = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # so that folders and cgroups are removed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that folders and cgroups are removed
     setting = Setting(
         model="llama",
         size=options.size,
@@ -122,6 +122,8 @@ def main() -> None:
                 trials += behind
         except RunError as error:
             problem = str(error)
+        except KeyboardInterrupt:
+            problem = "ended by a signal: the tables have what was measured until then"
     text = "\n\n".join([report.configuration(setting, about, trials), *tables])
     print(text)
     if options.out:

@@ -2,8 +2,8 @@
 
 A training step uses pages in the same order as the step before, so the order of the last step is the schedule:
 the next page in it that isn't here is fetched as soon as a slot is free, or swapped with the page here whose next
-use is furthest, if that is later than the fetched one's (Belady's MIN with look-ahead). Pages marked ``static``
-never leave. An access out of order is served all the same, counted, and learned for the next step.
+use is furthest, if that is later than the fetched one's (Belady's MIN with look-ahead). An access out of order is
+served all the same, counted, and learned for the next step.
 
 One thread calls the pager; only copies run in others.
 """
@@ -11,7 +11,7 @@ One thread calls the pager; only copies run in others.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -84,7 +84,7 @@ class Pager:
     def pin(self, page: Page) -> Tensor:
         """The page's bytes on the device, to read and write until ``unpin``; undefined where it had no content.
 
-        Raises PageError where its bytes can't be had, BudgetError where pinned pages fill all slots.
+        Raises PageError where its bytes can't be had, RuntimeError where pinned pages fill all slots.
         """
         if page.slot is None or not self._pool.is_pinned(page.slot):
             self._note(page)
@@ -121,17 +121,6 @@ class Pager:
         self._cursor = self._ahead = self._strange = 0
         self._pump()
 
-    def keep(self, pages: Iterable[Page]) -> None:
-        """From when they are here next, ``pages`` never leave; every other page may."""
-        chosen = set(pages)
-        for page in {*self._places, *chosen}:
-            page.static = page in chosen
-            if page.static and page in self._here:
-                self._here.discard(page)
-                self._free_below(page)
-            elif not page.static and page.state is PageState.DEVICE:
-                self._here.add(page)
-
     def rest(self) -> None:
         """Wait until nothing is under way. Raises PageError where something failed."""
         while self._flights:
@@ -160,7 +149,7 @@ class Pager:
         if page.state is PageState.ABSENT:
             page.slot = self._make_room()
             page.move(PageState.DEVICE)
-            self._arrived(page)
+            self._here.add(page)
             return
         self.counts.accesses += 1
         self._settle_done()
@@ -212,7 +201,7 @@ class Pager:
         return True
 
     def _victim(self, after: int) -> Page | None:
-        """The page here, neither pinned nor static, whose next use is furthest, and later than place ``after``."""
+        """The page here, not pinned, whose next use is furthest, and later than place ``after``."""
         best, furthest = None, after
         for page in self._here:
             assert page.slot is not None
@@ -276,13 +265,7 @@ class Pager:
         if coming is not None:
             del self._flights[coming]
             coming.move(PageState.DEVICE)
-            self._arrived(coming)
-
-    def _arrived(self, page: Page) -> None:
-        if page.static:
-            self._free_below(page)
-        else:
-            self._here.add(page)
+            self._here.add(coming)
 
     def _is_clean(self, page: Page) -> bool:
         return page.tier is not None and not page.dirty

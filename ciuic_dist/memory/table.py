@@ -40,18 +40,16 @@ _TRANSITIONS = {
 class Page:
     """What is known of one page. Whoever takes and frees its slots and transfers its content keeps it up to date."""
 
-    __slots__ = ("dirty", "name", "nbytes", "slot", "state", "static", "tier", "tier_slot")
+    __slots__ = ("dirty", "name", "nbytes", "slot", "state", "tier", "tier_slot")
 
     def __init__(self, name: str, nbytes: int) -> None:
         """``nbytes`` of content; ``name`` is for errors, such as "layers.3 (torch.float32) exp_avg page 2".
 
         ``slot`` is the device's; ``tier`` and ``tier_slot`` are the lower ones. ``dirty``: no lower copy equals the
         device's; True for a new page, its owner clears it when a store is done and sets it at every change.
-        ``static``: it stays on the device once it is there.
         """
         self.name = name
         self.nbytes = nbytes
-        self.static = False
         self.state = PageState.ABSENT
         self.dirty = True
         self.slot: int | None = None

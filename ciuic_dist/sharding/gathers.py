@@ -1,9 +1,9 @@
 """Gathers follow one order on all ranks, whatever each rank's own forward and backward do.
 
-A collective matches the other ranks' by its position alone. So each phase has a program, the same on every
-rank: first the model's own order, from the second pass on the order in which rank 0 needed the units in the
-first. A rank that needs a unit gathers everything in the program up to it; what it then doesn't use stays
-full until the phase ends, and at the end it takes part in what is left.
+A collective matches the other ranks' by its position alone, and ranks that share a budget wait for each other at a
+board. So each phase has a program, the same on every rank: first the model's own order, from the second pass on the
+order in which rank 0 needed the units in the first. A rank that needs a unit gathers everything in the program up to
+it; what it then doesn't use stays full until the phase ends, and at the end it takes part in what is left.
 """
 
 from __future__ import annotations

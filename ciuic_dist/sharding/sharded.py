@@ -231,7 +231,7 @@ class Sharded:
     def usage(self) -> int:
         """Bytes this rank holds for parameters, gradients and, as of the last update, optimizer state.
 
-        Under a budget also the most that the first step took for anything else.
+        Under a budget also the most that the first steps took for anything else.
         """
         if self.spill is not None:
             return self.spill.used + (self.spill.transient or self._state_bytes)

@@ -141,7 +141,7 @@ class Spill:
             )
 
     def divide(self, transient: int, gradient_slots: int, largest_share: float) -> None:
-        """Divide what the first step has shown to be free.
+        """Divide what the first steps have shown to be free.
 
         First comes a ring of slots for the state of the largest flat, which has ``largest_share`` of all elements:
         so much can come while the one before computes. Then parameters, which are used most often; then gradients,

@@ -169,7 +169,7 @@ def test_the_largest_model_is_compared_with_that_of_fsdp2() -> None:
     [
         ("--parts budgets,speed", "there is no part speed: --parts takes limits"),
         ("--repetitions 0", "at least 1"),
-        ("--warmup 0", "divided after the first step"),
+        ("--warmup 1", "divided after the second step"),
         ("--limit much", "is no size"),
         ("--folder /nowhere", "there is no /nowhere"),
     ],

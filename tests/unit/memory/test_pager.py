@@ -1,0 +1,101 @@
+"""The pager gives back what was written, in any order, in no more slots than it may use."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ciuic_dist.memory.pager import Pager
+from ciuic_dist.memory.ram import RamTier
+from ciuic_dist.memory.table import Page
+from ciuic_dist.memory.transfer import Transfers
+
+SIZE = 4096
+PAGES = 10
+
+accesses = st.tuples(st.integers(0, PAGES - 1), st.sampled_from(["read", "write", "drop"]))
+cycles = st.lists(st.lists(accesses, max_size=30), min_size=1, max_size=5)
+
+
+def make(slots: int, transfers: Transfers) -> tuple[Pager, list[Page]]:
+    tier = RamTier("host", SIZE, PAGES)
+    pager = Pager(page_bytes=SIZE, most_slots=PAGES, slots=slots, tiers=[tier], transfers=transfers)
+    return pager, [Page(f"page {number}", SIZE) for number in range(PAGES)]
+
+
+def write(pager: Pager, page: Page, value: int) -> None:
+    pager.pin(page).fill_(value)
+    pager.unpin(page, dirty=True)
+
+
+def read(pager: Pager, page: Page) -> set[int]:
+    found = set(pager.pin(page).tolist())
+    pager.unpin(page, dirty=False)
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(cycles, st.integers(2, PAGES))
+def test_any_accesses_in_any_order(steps: list[list[tuple[int, str]]], slots: int) -> None:
+    transfers = Transfers(2, timeout=60.0)
+    pager, pages = make(slots, transfers)
+    expected: dict[int, int] = {}
+    for step, accesses_of_step in enumerate(steps):
+        for place, (number, what) in enumerate(accesses_of_step):
+            if what == "drop":
+                pager.drop(pages[number])
+                expected.pop(number, None)
+            elif what == "write":
+                expected[number] = (step * 31 + place) % 251
+                write(pager, pages[number], expected[number])
+            elif number in expected:
+                assert read(pager, pages[number]) == {expected[number]}
+            assert pager.used_bytes <= slots * SIZE
+        pager.end_cycle()
+    for number, value in expected.items():
+        assert read(pager, pages[number]) == {value}
+    transfers.close()
+
+
+def test_an_order_that_comes_again_is_fetched_ahead(transfers: Transfers) -> None:
+    pager, pages = make(4, transfers)
+    for _ in range(3):
+        for number, page in enumerate(pages):
+            write(pager, page, number)
+            pager.rest()
+        pager.end_cycle()
+    assert pager.counts.accesses == 2 * PAGES
+    assert pager.counts.faults <= PAGES  # those of the second cycle, when the order was not known yet
+    assert pager.counts.unforeseen == 0
+
+
+def test_a_new_order_is_served_counted_and_learned(transfers: Transfers) -> None:
+    pager, pages = make(4, transfers)
+    for order in (pages, pages, pages[::-1], pages[::-1], pages[::-1]):
+        faults = pager.counts.faults
+        for number, page in enumerate(order):
+            write(pager, page, number)
+            pager.rest()
+        pager.end_cycle()
+    assert pager.counts.unforeseen > 0
+    assert pager.counts.faults == faults
+
+
+def test_pages_in_use_stay(transfers: Transfers) -> None:
+    pager, pages = make(2, transfers)
+    held = [pager.pin(page).fill_(number) for number, page in enumerate(pages[:2])]
+    with pytest.raises(RuntimeError, match="all 2 device slots of 4096 bytes are pinned"):
+        pager.pin(pages[2])
+    assert [set(content.tolist()) for content in held] == [{0}, {1}]
+
+
+def test_more_slots_are_used_when_allowed(transfers: Transfers) -> None:
+    pager, pages = make(2, transfers)
+    for page in pages:
+        write(pager, page, 7)
+    assert pager.used_bytes <= 2 * SIZE
+    pager.allow(5)
+    for page in pages:
+        assert read(pager, page) == {7}
+    assert pager.used_bytes == 5 * SIZE == pager.peak_bytes
