@@ -57,11 +57,10 @@ class GradientFlow:
         if flat.landing is None:
             flat.landing = torch.empty(flat.layout.numel, dtype=flat.master_dtype, device=flat.device)
         flat.write_gradient(index, gradient if gradient.layout is torch.strided else gradient.to_dense())
-        self._arrived[id(flat)].add(index)
-
-    def has_all(self, flat: Flat) -> bool:
-        """Whether the gradients of all its parameters have come."""
-        return len(self._arrived[id(flat)]) == len(flat.parameters)
+        arrived = self._arrived[id(flat)]
+        arrived.add(index)
+        if len(arrived) == len(flat.parameters):
+            self.complete(flat)
 
     def complete(self, flat: Flat) -> None:
         """No more gradients of ``flat`` will come in this backward."""

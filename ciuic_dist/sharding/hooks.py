@@ -1,9 +1,9 @@
 """The only file that touches module and autograd hooks.
 
 Forward hooks gather a unit and release it. In backward a unit is gathered when the first gradient of its
-outputs comes, found by walking any nested output, and is done when the gradients of all its parameters have come
-and that of its input has, if it will; for units with unused or frozen parameters, the latter is enough. What no hook
-caught, a callback at the end of the backward does.
+outputs comes, found by walking any nested output, and is done when all its parameters' gradients have come
+or, for units with unused or frozen parameters, when the gradient of its input has. What no hook caught,
+a callback at the end of the backward does.
 """
 
 from __future__ import annotations
@@ -100,7 +100,6 @@ class _Hooks:
         if torch.is_grad_enabled() and not recomputing:
             unit.forwards += 1
             first = next((t for t in _tensors((args, kwargs)) if t.requires_grad and t.grad_fn is not None), None)
-            unit.input_has_gradient = first is not None
             if first is not None:
                 first.register_hook(partial(self._input_done, unit))
         dtype = self._sharded.compute_dtype
@@ -114,7 +113,7 @@ class _Hooks:
             return
         outputs = [t for t in _tensors(output) if t.requires_grad] if torch.is_grad_enabled() else []
         if outputs:
-            register_multi_grad_hook(outputs, partial(self._before_backward, unit, unit.input_has_gradient), mode="any")
+            register_multi_grad_hook(outputs, partial(self._before_backward, unit), mode="any")
         self._sharded.leave(unit, keep=bool(outputs) and unit.is_root)
 
     def take_gradient(self, unit: Unit, flat: Flat, index: int, parameter: Tensor) -> None:
@@ -123,36 +122,21 @@ class _Hooks:
         assert gradient is not None
         parameter.grad = None
         self._sharded.gradients.arrive(flat, index, gradient)
-        self._complete_what_has_come(unit)
-
-    def _complete_what_has_come(self, unit: Unit) -> None:
-        """The flats whose gradients are all there, unless a call of the unit may still read their weights."""
-        gradients = self._sharded.gradients
-        if unit.unfinished:
-            return
-        for flat in unit.trainable:
-            if gradients.has_all(flat):
-                gradients.complete(flat)
-        if gradients.all_complete(unit.flats):
+        if self._sharded.gradients.all_complete(unit.flats):
             self._sharded.release_after_backward(unit)
 
-    def _before_backward(self, unit: Unit, input_has_gradient: bool, gradient: Tensor) -> None:
+    def _before_backward(self, unit: Unit, gradient: Tensor) -> None:
         self._ensure_begun()
         unit.backwards += 1
-        unit.unfinished += input_has_gradient
         self._sharded.enter(unit, forward=False)
 
     def _input_done(self, unit: Unit, gradient: Tensor) -> None:
         """All of this call's gradients have come; of the unit's, if it was called once."""
-        unit.unfinished = max(0, unit.unfinished - 1)
-        if not self._sharded.gradients.active:
-            return
-        if unit.forwards == 1 and not unit.borrowed and not unit.is_root:
+        once = unit.forwards == 1 and not unit.borrowed and not unit.is_root
+        if once and self._sharded.gradients.active:
             for flat in unit.trainable:
                 self._sharded.gradients.complete(flat)
             self._sharded.release_after_backward(unit)
-        else:
-            self._complete_what_has_come(unit)
 
     def _ensure_begun(self) -> None:
         task = torch._C._current_graph_task_id()

@@ -33,9 +33,7 @@ class Unit:
     def __init__(self, index: int, name: str, module: nn.Module, flats: list[Flat]) -> None:
         """``keep_full``: the full form stays in memory and is stale, not absent, while SHARDED.
 
-        ``forwards`` counts calls whose backward hasn't come, ``backwards`` those whose backward is under way,
-        ``unfinished`` those of them whose input's gradient is awaited: until then they may read weights;
-        ``input_has_gradient`` tells whether that of the last call will come;
+        ``forwards`` counts calls whose backward hasn't come, ``backwards`` those whose backward is under way;
         ``reads`` are other units whose weights it uses; ``borrowed`` tells that it is one of those.
         """
         self.index = index
@@ -47,8 +45,6 @@ class Unit:
         self.state = UnitState.FULL
         self.forwards = 0
         self.backwards = 0
-        self.unfinished = 0
-        self.input_has_gradient = False
         self.reads: list[Unit] = []
         self.borrowed = False
 
@@ -60,7 +56,7 @@ class Unit:
     def backward_is_over(self) -> None:
         """The calls whose backward has run are no longer outstanding."""
         self.forwards = max(0, self.forwards - self.backwards)
-        self.backwards = self.unfinished = 0
+        self.backwards = 0
 
     def move(self, state: UnitState) -> None:
         """Go to ``state``; raises RuntimeError where that is no step of the table."""

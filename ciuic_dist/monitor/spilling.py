@@ -1,0 +1,67 @@
+"""What a rank has moved between its tiers, as numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_DAY = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStats:
+    """What has gone over one link; in each of ``seconds`` at least one transfer was under way."""
+
+    bytes: int = 0
+    count: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spilling:
+    """Moves between tiers: since the start, or ``since`` an earlier look. ``links`` by name, such as "device->nvme".
+
+    ``accesses`` to spilled state and gradients: ``hits`` found the page on the device, ``faults`` had to begin its
+    fetch; ``unforeseen`` were not in the order of the steps before. ``stall_seconds`` were spent waiting.
+    """
+
+    links: dict[str, LinkStats] = field(default_factory=dict)
+    stall_seconds: float = 0.0
+    accesses: int = 0
+    hits: int = 0
+    faults: int = 0
+    unforeseen: int = 0
+    steps: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Of the accesses; 1 where there were none."""
+        return self.hits / self.accesses if self.accesses else 1.0
+
+    @property
+    def nvme_bytes_per_step(self) -> float:
+        """Bytes written to NVMe a step, on this rank: what wears a drive."""
+        return self._nvme_bytes / self.steps if self.steps else 0.0
+
+    def nvme_bytes_per_day(self, seconds: float) -> float:
+        """The same for a day, if all of it took ``seconds``."""
+        return self._nvme_bytes * _DAY / seconds
+
+    def since(self, before: Spilling) -> Spilling:
+        """What has moved after ``before`` was taken."""
+        return Spilling(
+            {name: _difference(link, before.links.get(name, LinkStats())) for name, link in self.links.items()},
+            self.stall_seconds - before.stall_seconds,
+            self.accesses - before.accesses,
+            self.hits - before.hits,
+            self.faults - before.faults,
+            self.unforeseen - before.unforeseen,
+            self.steps - before.steps,
+        )
+
+    @property
+    def _nvme_bytes(self) -> int:
+        return self.links.get("device->nvme", LinkStats()).bytes
+
+
+def _difference(now: LinkStats, before: LinkStats) -> LinkStats:
+    return LinkStats(now.bytes - before.bytes, now.count - before.count, now.seconds - before.seconds)
