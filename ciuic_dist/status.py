@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
-from ciuic_dist.memory.transfer import LinkStats
+from ciuic_dist.monitor.spilling import Spilling
 from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.sharding.registry import sharded_of
 from ciuic_dist.sharding.spill import Spill
-
-
-@dataclass(frozen=True, slots=True)
-class Spilling:
-    """Moves between tiers since the start.
-
-    ``accesses`` to spilled state and gradients: ``hits`` found the page on the device, ``faults`` had to begin its
-    fetch; ``unforeseen`` were not in the order of the steps before. ``stall_seconds`` were spent waiting.
-    """
-
-    links: dict[str, LinkStats] = field(default_factory=dict)
-    stall_seconds: float = 0.0
-    accesses: int = 0
-    hits: int = 0
-    faults: int = 0
-    unforeseen: int = 0
-    steps: int = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """Of the accesses; 1 where there were none."""
-        return self.hits / self.accesses if self.accesses else 1.0
-
-    @property
-    def nvme_bytes_per_step(self) -> float:
-        """Bytes written to NVMe a step, on this rank: what wears a drive."""
-        written = self.links.get("device->nvme")
-        return 0.0 if written is None or not self.steps else written.bytes / self.steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,9 @@ class Adapter(Evaluates):
         """Bytes of this rank: the GPU allocator's, or on the CPU the whole process's."""
         return {"device": device_usage()}
 
+    def spilling(self) -> None:
+        """Nothing that is counted here."""
+
     def close(self) -> None:
         """Nothing is held beyond the model."""
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ciuic_dist.monitor.spilling import Spilling
 from ciuic_dist.monitor.usage import TierUsage
 
 Batch = dict[str, Tensor]
@@ -48,6 +49,10 @@ class Engine(Protocol):
 
     def status(self) -> dict[str, TierUsage]:
         """Bytes of this rank by tier name."""
+        ...
+
+    def spilling(self) -> Spilling | None:
+        """What this rank has moved between tiers since the start; None where nothing can move."""
         ...
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from ciuic_dist.checkpoint.files import load, save
 from ciuic_dist.engines.base import Batch
 from ciuic_dist.engines.evaluates import Evaluates
 from ciuic_dist.memory.budget import Memory
+from ciuic_dist.monitor.spilling import Spilling
 from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.optim.adamw import AdamW
 from ciuic_dist.sharding.clip import clip_grad_norm_
@@ -72,6 +73,10 @@ class PagedEngine(Evaluates):
     def status(self) -> dict[str, TierUsage]:
         """Bytes by tier."""
         return status(self.model).tiers
+
+    def spilling(self) -> Spilling | None:
+        """Under a budget."""
+        return None if sharded_of(self.model).spill is None else status(self.model).spilling
 
     def close(self) -> None:
         """Let go of the other ranks, and of lower tiers."""

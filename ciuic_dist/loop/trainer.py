@@ -20,6 +20,7 @@ from ciuic_dist.loop.schedule import lr_factor, micro_batch_of, sample_seed
 from ciuic_dist.loop.signals import StopRequest
 from ciuic_dist.monitor.metrics import MetricsFile, StepMetrics
 from ciuic_dist.monitor.progress import Progress
+from ciuic_dist.monitor.spilling import Spilling
 
 
 class Trainer:
@@ -31,6 +32,7 @@ class Trainer:
         self._corpus = corpus
         self._folder = folder
         self._first_step = first_step
+        self._spilling: Spilling | None = None
         self._micro_batch = micro_batch_of(config.train, world_size())
         # What a checkpoint brought is set anew: the settings of this start count, and the rest follows from the step.
         for group in engine.optimizer.param_groups:
@@ -67,16 +69,24 @@ class Trainer:
         self._scheduler.step()
         mean, stops = _sums(loss.item() / len(batches) / world_size(), float(stop.made))
         tokens = self._train.global_batch * batches[0]["input_ids"].shape[1]
+        seconds = time.monotonic() - began
         metrics = StepMetrics(
             step=number,
             loss=mean,
-            tokens_per_s=tokens / (time.monotonic() - began),
+            tokens_per_s=tokens / seconds,
             lr=lr,
             grad_norm=norm,
             memory=self._engine.status(),
+            seconds=seconds,
+            spilling=self._moved(),
             validation_loss=self._validate() if validate else None,
         )
         return metrics, stops > 0
+
+    def _moved(self) -> Spilling | None:
+        """What has spilled since this was last asked."""
+        before, self._spilling = self._spilling, self._engine.spilling()
+        return None if self._spilling is None else self._spilling.since(before or Spilling())
 
     def _validate(self) -> float:
         """Mean loss over the same held-out samples whatever the number of ranks."""

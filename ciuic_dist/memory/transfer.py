@@ -14,15 +14,7 @@ from threading import Lock
 from torch import Tensor
 
 from ciuic_dist.memory.tier import Tier
-
-
-@dataclass(frozen=True, slots=True)
-class LinkStats:
-    """What has gone over one link; in each of ``seconds`` at least one transfer was under way."""
-
-    bytes: int
-    count: int
-    seconds: float
+from ciuic_dist.monitor.spilling import LinkStats
 
 
 @dataclass(frozen=True, slots=True)

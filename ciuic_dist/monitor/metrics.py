@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from ciuic_dist.monitor.spilling import Spilling
     from ciuic_dist.monitor.usage import TierUsage
 
 
@@ -24,6 +25,8 @@ class StepMetrics:
     lr: float
     grad_norm: float | None  # before clipping; None where it isn't measured
     memory: Mapping[str, TierUsage]
+    seconds: float  # that the step took, on this rank
+    spilling: Spilling | None = None  # of this rank in this step
     validation_loss: float | None = None  # None on steps without validation
 
 
@@ -47,6 +50,8 @@ class MetricsFile:
             "lr": metrics.lr,
             "memory": {tier: {"used": usage.used, "peak": usage.peak} for tier, usage in metrics.memory.items()},
         }
+        if metrics.spilling is not None:
+            record["spilling"] = _moves(metrics.spilling, metrics.seconds)
         if metrics.validation_loss is not None:
             record["validation_loss"] = _finite(metrics.validation_loss)
         self._file.write(_line(record))
@@ -59,6 +64,16 @@ class MetricsFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _moves(spilling: Spilling, seconds: float) -> dict[str, Any]:
+    return {
+        "bytes": {name: link.bytes for name, link in spilling.links.items()},
+        "stall_seconds": spilling.stall_seconds,
+        "hit_rate": spilling.hit_rate,
+        "faults": spilling.faults,
+        "nvme_bytes_per_day": round(spilling.nvme_bytes_per_day(seconds)),
+    }
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

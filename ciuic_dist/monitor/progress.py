@@ -51,6 +51,7 @@ class Progress:
         parts += [
             f"{metrics.tokens_per_s:,.0f} tokens/s",
             *_memory(metrics.memory),
+            *_wear(metrics),
             f"{self._time_left(metrics.step)} left",
         ]
         self._display.show(metrics.step, "  ".join(parts))
@@ -114,6 +115,14 @@ class _Live:
 
 def _memory(tiers: Mapping[str, TierUsage]) -> list[str]:
     return [f"{tier} {_size(usage.used)} (peak {_size(usage.peak)})" for tier, usage in tiers.items()]
+
+
+def _wear(metrics: StepMetrics) -> list[str]:
+    """What the drive takes, where it takes anything."""
+    if metrics.spilling is None or not metrics.spilling.nvme_bytes_per_step:
+        return []
+    a_day = metrics.spilling.nvme_bytes_per_day(metrics.seconds)
+    return [f"{_size(round(metrics.spilling.nvme_bytes_per_step))} written a step, {_size(round(a_day))} a day"]
 
 
 def _size(count: int) -> str:

@@ -89,9 +89,9 @@ class SpilledShard:
     def hold(self) -> Iterator[None]:
         """The shard is here and stays while the context lasts; afterwards what was written goes down."""
         self._homes.take(self)
-        self.finish()
-        self.show()
         try:
+            self.finish()
+            self.show()
             yield
         finally:
             self._homes.let_go(self)

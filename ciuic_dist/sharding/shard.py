@@ -15,7 +15,6 @@ from ciuic_dist.comm import groups
 from ciuic_dist.comm.agreement import agree
 from ciuic_dist.comm.shared import open_pool
 from ciuic_dist.memory.budget import Memory
-from ciuic_dist.memory.process import return_freed_memory
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.exchange.board import BoardLayout
 from ciuic_dist.sharding.exchange.collective import CollectiveExchange
@@ -61,7 +60,7 @@ def shard(
     """
     _check(model, stage, mixed_precision, plan)
     groups.init(groups.timeout_seconds())
-    spill = _spill(memory, sum(p.nbytes for p in model.parameters() if p.device.type == "cpu"))
+    spill = _spill(memory)
     specs = find_units(model, units)
     device = groups.device()
     world = groups.world_size() if stage else 1
@@ -85,7 +84,7 @@ def shard(
         for flat in flats:
             if flat.home is not None:
                 flat.detach()
-        return_freed_memory()
+        spill.weigh_the_rest(exchange.usage() - exchange.shared_bytes())
     exchange.after_update()
     sharded = Sharded(model, made, exchange, stage=stage, spill=spill)
     sharded.compute_dtype = compute_dtype
@@ -96,14 +95,14 @@ def shard(
     return model
 
 
-def _spill(memory: Memory | None, replaced: int) -> Spill | None:
+def _spill(memory: Memory | None) -> Spill | None:
     if memory is None:
         return None
     if groups.device().type != "cpu":
         raise NotImplementedError("memory budgets are not supported on GPUs yet: pass memory=None (no spilling)")
     ranks_on_host = groups.gather_objects(groups.host_identity()).count(groups.host_identity())
     budgets = memory.resolve(ranks_on_host)
-    return None if budgets.device is None else Spill(budgets, replaced)
+    return None if budgets.device is None else Spill(budgets)
 
 
 def _check(model: nn.Module, stage: int, mixed_precision: str | None, plan: None) -> None:

@@ -190,10 +190,12 @@ class Sharded:
 
     def _gradient_slots(self, spill: Spill) -> int:
         """Pages of gradients that are kept for the update; those used up as they are reduced need none."""
+        late = self.accumulates or not self.exchange.reduces_at_once
         return sum(
             -(-flat.layout.shard_numel * flat.master_dtype.itemsize // spill.page_bytes)
-            for flat in self.flats
-            if flat.trainable and (flat.consume is None or self.accumulates or not self.exchange.reduces_at_once)
+            for unit in self.units
+            for flat in unit.trainable
+            if late or unit.is_root or unit.borrowed or flat.consume is None
         )
 
     def _abandon_backward(self) -> None:

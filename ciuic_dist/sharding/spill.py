@@ -40,15 +40,10 @@ _THREADS = 4
 class Spill:
     """Divides the device's budget, and knows what everything takes."""
 
-    def __init__(self, budgets: Budgets, replaced: int) -> None:
-        """Reserves the tiers. Raises BudgetError where they can't be had.
-
-        ``replaced``: bytes of the model's parameters that are in this process now and will be freed.
-        """
+    def __init__(self, budgets: Budgets) -> None:
+        """Reserves the tiers. Raises BudgetError where they can't be had."""
         assert budgets.device is not None
-        return_freed_memory()
-        self.baseline = anonymous_bytes() - replaced
-        """Bytes that the interpreter and the libraries had before, in no tier's budget."""
+        self._baseline = 0
         self.budget = budgets.device
         self.page_bytes = _page_bytes(budgets.device)
         self.tiers = _open_tiers(budgets, self.page_bytes)
@@ -105,14 +100,22 @@ class Spill:
         self.homes.budget = min(_UNITS_IN_FLIGHT * largest_unit, self._parameter_bytes)
         self.check(0)
 
+    def weigh_the_rest(self, own: int) -> None:
+        """What the process has now but for pages and ``own`` bytes of parameters is in no tier's budget."""
+        return_freed_memory()
+        self._baseline = anonymous_bytes() - self._touched_pages - own
+
     def growth(self, shared: int) -> int:
-        """Bytes by which the process is larger than at the start, but for pages and what is fixed.
+        """Bytes by which the process is larger than it was then, but for pages and what is fixed.
 
         ``shared``: how much of what is fixed lies in memory shared with other ranks.
         """
-        pages = self.states.peak_bytes + self.gradients.peak_bytes
-        pages += sum(tier.usage().peak for tier in self.tiers if tier.name == "host")
-        return anonymous_bytes() - self.baseline - pages - (self._fixed - shared)
+        return anonymous_bytes() - self._baseline - self._touched_pages - (self._fixed - shared)
+
+    @property
+    def _touched_pages(self) -> int:
+        host = sum(tier.usage().peak for tier in self.tiers if tier.name == "host")
+        return self.states.peak_bytes + self.gradients.peak_bytes + host
 
     def transient_bytes(self, counted: int, grown: int) -> int:
         """Of activations and temporary values: as ``counted``, or more where the process has ``grown`` by more.

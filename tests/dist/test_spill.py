@@ -12,7 +12,7 @@ import torch
 
 import ciuic_dist as cd
 from ciuic_dist.memory.budget import parse_size
-from ciuic_dist.status import Spilling
+from ciuic_dist.monitor.spilling import Spilling
 from tests.dist.launch import launch
 from tests.dist.models import Stack
 from tests.dist.training import OUR_ADAMW, Task, Training, train_sharded
@@ -109,6 +109,20 @@ def test_the_optimizer_in_the_backward(
     assert [t.losses for t in launch(train_sharded, early, 3, world=world)] == [t.losses for t in free]
     spilled = assert_spilling_changes_nothing(early, below("nvme", tmp_path), world=world)
     assert [s.training.losses for s in spilled] == [t.losses for t in free]
+
+
+class Deep(Stack):
+    """More blocks than a budget has room for."""
+
+    def __init__(self) -> None:
+        super().__init__(48, 200)
+        self.blocks.extend(type(self.blocks[0])(48, 200) for _ in range(6))
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_many_blocks(early: bool, tmp_path: Path) -> None:
+    task = Task(Deep, steps=5, paged=partial(OUR_ADAMW, in_backward=early))
+    assert_spilling_changes_nothing(task, below("nvme", tmp_path))
 
 
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def plain_losses() -> list[float]:
         pytest.param(3, ("engine.stage=2",), id="paged-stage2-on-3"),
         pytest.param(1, ("engine=fsdp2",), id="fsdp2-alone"),
         pytest.param(2, ("engine=fsdp2",), id="fsdp2"),
-        pytest.param(2, ("engine=fsdp2", "engine.stage=2", "train.micro_batch=2"), id="fsdp2-stage2-accumulating"),
+        pytest.param(2, ("engine=fsdp2", "engine.stage=2", "train.micro_batch=1"), id="fsdp2-stage2-accumulating"),
         pytest.param(2, ("engine=fsdp2", "train.activation_checkpointing=true"), id="fsdp2-recomputing"),
         pytest.param(1, ("engine=deepspeed",), id="deepspeed-alone"),
         pytest.param(
@@ -71,3 +72,19 @@ def test_bf16_stays_near_fp32(tmp_path: Path) -> None:
     found = losses(tmp_path / "runs" / "run")
     assert found == pytest.approx(plain_losses(), abs=0.05)
     assert found != pytest.approx(plain_losses(), abs=1e-5)
+
+
+LARGER = ("model.overrides.n_embd=128", "model.overrides.n_layer=3", "train.micro_batch=1")
+
+
+def test_a_budget_spills_and_changes_nothing(tmp_path: Path) -> None:
+    free, spilled = tmp_path / "free", tmp_path / "spilled"
+    for folder in (free, spilled):
+        folder.mkdir()
+    train(free, *JOB, *LARGER, world=2)
+    train(spilled, *JOB, *LARGER, "memory.device=5MB", f"memory.nvme={tmp_path}:100MB", world=2)
+    assert losses(spilled / "runs/run") == losses(free / "runs/run")
+    records = [json.loads(line) for line in (spilled / "runs/run/metrics.jsonl").read_text().splitlines()]
+    assert all(record["spilling"]["bytes"]["device->nvme"] > 0 for record in records)
+    assert all(record["spilling"]["nvme_bytes_per_day"] > 0 for record in records)
+    assert all(record["memory"]["device"]["peak"] <= 5_000_000 for record in records)

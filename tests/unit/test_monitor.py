@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ from ciuic_dist.monitor import metrics
 from ciuic_dist.monitor.metrics import MetricsFile, StepMetrics
 from ciuic_dist.monitor.plots import plot_losses
 from ciuic_dist.monitor.progress import Progress
+from ciuic_dist.monitor.spilling import LinkStats, Spilling
 from ciuic_dist.monitor.usage import TierUsage
 
 if TYPE_CHECKING:
@@ -25,8 +27,19 @@ def step_metrics(step: int, *, loss: float | None = None, validation_loss: float
         lr=1e-3,
         grad_norm=0.5,
         memory={"device": TierUsage(used=3 << 20, peak=5 << 30, budget=None)},
+        seconds=2.0,
         validation_loss=validation_loss,
     )
+
+
+MOVED = Spilling(
+    links={"device->nvme": LinkStats(3 << 20, 4, 0.5), "nvme->device": LinkStats(1 << 20, 1, 0.1)},
+    stall_seconds=0.25,
+    accesses=8,
+    hits=6,
+    faults=2,
+    steps=1,
+)
 
 
 def write_steps(path: Path, steps: range, *, resumed_step: int = 0) -> None:
@@ -125,6 +138,30 @@ def test_without_a_terminal_there_is_a_plain_line_now_and_then() -> None:
     )
     assert "validation" not in lines[0]
     assert "\x1b" not in stream.getvalue()
+
+
+def test_what_spilled_is_recorded_and_shown(tmp_path: Path) -> None:
+    spilled, stream = replace(step_metrics(1), spilling=MOVED), io.StringIO()
+    with MetricsFile(tmp_path / "metrics.jsonl") as file, Progress(1, stream=stream) as progress:
+        file.write(spilled)
+        progress.update(spilled)
+    [record] = metrics.read(tmp_path / "metrics.jsonl")
+    assert record["spilling"] == {
+        "bytes": {"device->nvme": 3 << 20, "nvme->device": 1 << 20},
+        "stall_seconds": 0.25,
+        "hit_rate": 0.75,
+        "faults": 2,
+        "nvme_bytes_per_day": (3 << 20) * 43200,
+    }
+    assert "3.0 MiB written a step, 126.56 GiB a day" in stream.getvalue()
+
+
+def test_a_later_look_has_what_moved_since() -> None:
+    later = replace(MOVED, links={**MOVED.links, "device->nvme": LinkStats(5 << 20, 6, 0.75)}, steps=3, faults=7)
+    since = later.since(MOVED)
+    assert since.links == {"device->nvme": LinkStats(2 << 20, 2, 0.25), "nvme->device": LinkStats(0, 0, 0.0)}
+    assert (since.steps, since.faults, since.accesses, since.hit_rate) == (2, 5, 0, 1.0)
+    assert since.nvme_bytes_per_step == 1 << 20
 
 
 def test_time_left_counts_only_the_steps_of_this_run() -> None:

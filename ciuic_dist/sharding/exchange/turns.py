@@ -80,6 +80,8 @@ class Turns:
         return [rank for rank, board in enumerate(self._boards) if board.counts[what, unit.index] < own]
 
     def _wait_for_releases(self, unit: Unit) -> None:
+        while self._unannounced:  # the others may wait for these
+            self._announce_first()
         self._doorbell.wait_until_none(
             partial(self._late, RELEASED, unit),
             f"to take {unit.name} from the device",

@@ -16,7 +16,8 @@ from ciuic_dist.memory import transfer
 from ciuic_dist.memory.file import FileTier
 from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.tier import PageError, Tier
-from ciuic_dist.memory.transfer import LinkStats, Transfers, fetch, store
+from ciuic_dist.memory.transfer import Transfers, fetch, store
+from ciuic_dist.monitor.spilling import LinkStats
 
 PAGE = 1 << 16
 
