@@ -133,7 +133,7 @@ class Flat:
         """Take the memory for the full form and the shard; the master is made here where it differs."""
         self.full, self.shard = full, shard
         if self.compute_dtype == self.master_dtype:
-            self.master = ShardMaster(shard)
+            self.master = ShardMaster(shard, stays=self.home is None)
         elif (self.compute_dtype, self.master_dtype) == (torch.bfloat16, torch.float32):
             self.master = SplitMaster(shard, self.column("low halves", torch.int16))
         else:

@@ -92,7 +92,8 @@ class Gathers:
             for other in taken:
                 self._make_room(other)
                 self._gather(other)
-            self._ahead |= {other.index for other in taken if other is not unit}
+                if other is not unit:
+                    self._ahead.add(other.index)
         self._finish(unit)
         self._prefetch()
 

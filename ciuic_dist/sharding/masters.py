@@ -37,8 +37,9 @@ class ShardMaster:
 
     nbytes = 0
 
-    def __init__(self, shard: Tensor) -> None:
+    def __init__(self, shard: Tensor, *, stays: bool) -> None:
         self._shard = shard
+        self._stays = stays
 
     def open(self, low: int, high: int) -> Tensor:
         """A view."""
@@ -48,8 +49,8 @@ class ShardMaster:
         """It was written in place."""
 
     def empty(self, low: int, high: int) -> Tensor:
-        """The view; its memory may be absent."""
-        return self._shard[low:high]
+        """The view, where it may always be read; else one zero for all elements."""
+        return self._shard[low:high] if self._stays else _zeros(high - low, self._shard.dtype, self._shard.device)
 
 
 class SplitMaster:
@@ -74,7 +75,7 @@ class SplitMaster:
 
     def empty(self, low: int, high: int) -> Tensor:
         """One zero for all elements."""
-        return torch.zeros((), dtype=torch.float32, device=self._shard.device).expand(high - low)
+        return _zeros(high - low, torch.float32, self._shard.device)
 
     @property
     def nbytes(self) -> int:
@@ -101,9 +102,13 @@ class WideMaster:
 
     def empty(self, low: int, high: int) -> Tensor:
         """One zero for all elements."""
-        return torch.zeros((), dtype=self._values.dtype, device=self._shard.device).expand(high - low)
+        return _zeros(high - low, self._values.dtype, self._shard.device)
 
     @property
     def nbytes(self) -> int:
         """Of the values."""
         return self._values.nbytes
+
+
+def _zeros(numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=device).expand(numel)

@@ -16,6 +16,7 @@ OPTIONAL = (
     "timm",
     "tokenizers",
     "transformers",
+    "xxhash",
 )
 PROBE = """
 import sys, threading
