@@ -22,7 +22,7 @@ from benchmarks.spill.search import largest
 
 FRACTIONS: Final = (1.0, 0.5, 0.33, 0.2)
 UNSPILLED: Final = "unspilled"
-PAGE_BYTES: Final = 4 << 20  # as the engine has them for budgets of 512 MiB and more
+PAGE_BYTES: Final = 4 << 20  # as the engine has them for budgets of 768 MiB and more
 _HERE: Final = Host("127.0.0.1")
 _PROBED: Final = 256 << 20  # bytes that each rank writes and reads to measure the drive
 _SLACK: Final = 24 << 20  # bytes of each rank, at least, for what grows beside its budget: stacks, buffers, kernels
