@@ -15,7 +15,6 @@ HUGE_PAGE = 2 << 20
 
 _PROT_NONE = 0
 _MAP_FIXED = 0x10  # Linux; mmap doesn't have it
-_MAP_POPULATE = 0x8000
 
 
 def private(nbytes: int) -> Tensor:
@@ -50,7 +49,7 @@ def anonymous_file(nbytes: int) -> int:
 
 def show_at(address: int, nbytes: int, descriptor: int, offset: int) -> None:
     """Put what a file has from ``offset`` on at ``address``, in place of what was there. Raises OSError."""
-    flags = mmap.MAP_SHARED | _MAP_FIXED | _MAP_POPULATE
+    flags = mmap.MAP_SHARED | _MAP_FIXED | mmap.MAP_POPULATE
     found = _libc().mmap(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, offset)
     if found != address:
         _raise("shown")

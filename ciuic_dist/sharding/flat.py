@@ -129,15 +129,18 @@ class Flat:
             return ResidentColumn(numel, self.master_dtype, self.device)
         return self.paging.gradient(f"{self.name} gradient", numel, self.master_dtype)
 
-    def place(self, full: Tensor, shard: Tensor) -> None:
-        """Take the memory for the full form and the shard; the master is made here where it differs."""
-        self.full, self.shard = full, shard
+    def place(self, full: Tensor, shard: Tensor | None = None) -> None:
+        """Take the memory for the full form, and for the shard where that is no slice of it.
+
+        The master is made here where it differs.
+        """
+        self.full, self.shard = full, full[self.shard_range] if shard is None else shard
         if self.compute_dtype == self.master_dtype:
-            self.master = ShardMaster(shard, stays=self.home is None)
+            self.master = ShardMaster(self.shard, stays=self.home is None)
         elif (self.compute_dtype, self.master_dtype) == (torch.bfloat16, torch.float32):
-            self.master = SplitMaster(shard, self.column("low halves", torch.int16))
+            self.master = SplitMaster(self.shard, self.column("low halves", torch.int16))
         else:
-            self.master = WideMaster(shard, self.column("master", self.master_dtype))
+            self.master = WideMaster(self.shard, self.column("master", self.master_dtype))
 
     def view(self, index: int, buffer: Tensor) -> Tensor:
         """Parameter ``index`` as it lies in ``buffer``, which is laid out like ``full``."""

@@ -86,8 +86,7 @@ class Spill:
         extent = Extent(f"{flat.name} parameters", self.tiers, self.transfers)
         home = flat.home = SpilledShard(flat.name, nbytes, window, flat.owner, extent, self.homes)
         self._shards.append(home)
-        full = window.memory[: flat.full_bytes].view(flat.compute_dtype)
-        flat.place(full, full[flat.shard_range])
+        flat.place(window.memory[: flat.full_bytes].view(flat.compute_dtype))
 
     def begin(self, fixed: int, largest_unit: int) -> None:
         """Give parameters and pages the least they need; ``fixed`` bytes of the device are others'.

@@ -51,7 +51,7 @@ class CollectiveExchange:
                 flat.place(full, full[flat.shard_range].clone())
                 full.untyped_storage().resize_(0)
             else:
-                flat.place(full, full[flat.shard_range])
+                flat.place(full)
 
     def start_gather(self, unit: Unit) -> None:
         """Send this rank's shards, make room for the others'."""

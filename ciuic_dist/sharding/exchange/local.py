@@ -34,8 +34,7 @@ class LocalExchange:
             if self._spill is not None and flat.spills:
                 self._spill.house(flat, [self._spill.homes.frames.descriptor])
             else:
-                full = allocate(flat.layout.numel, flat.compute_dtype, flat.device)
-                flat.place(full, full)
+                flat.place(allocate(flat.layout.numel, flat.compute_dtype, flat.device))
 
     def start_gather(self, unit: Unit) -> None:
         """Fetch what is away."""

@@ -79,9 +79,9 @@ class SharedExchange:
             elif self._share_full:
                 memory = self._pool.common[offset : offset + flat.full_bytes]
                 offset += page_rounded(flat.full_bytes)
-                _place(flat, memory.view(flat.compute_dtype))
+                flat.place(memory.view(flat.compute_dtype))
             else:
-                _place(flat, allocate(flat.layout.numel, flat.compute_dtype, flat.device))
+                flat.place(allocate(flat.layout.numel, flat.compute_dtype, flat.device))
 
     def start_gather(self, unit: Unit) -> None:
         """Bring this rank's slices; a unit that stays is complete since the last update."""
@@ -192,10 +192,6 @@ class SharedExchange:
         self.traffic.reduces += 1
         self.traffic.reduced_bytes += sum(source.nbytes for source in sources)
         self._pool.doorbell.ring(Bell.READ)
-
-
-def _place(flat: Flat, full: Tensor) -> None:
-    flat.place(full, full[flat.shard_range])
 
 
 def page_rounded(nbytes: int) -> int:
