@@ -28,7 +28,7 @@ def status(model: nn.Module) -> Status:
     """Bytes that parameters, gradients and optimizer state take on this rank, and traffic so far.
 
     Memory that several ranks map counts in equal parts. Without a budget activations are not counted; with one,
-    the device's peak includes the most they took in the first steps.
+    the device's peak includes the most they may take.
     """
     sharded = sharded_of(model)
     spill, traffic = sharded.spill, sharded.exchange.traffic

@@ -30,6 +30,7 @@ class Bell(IntEnum):
     READ = 3  # read its slice of one more unit's gradients from all mailboxes
     GATHERED = 4  # brought its slice of one more unit to the device
     RELEASED = 5  # noted that it needs one more unit no longer
+    AGREEING = 6  # put one more number on its board
 
 
 class Doorbell:

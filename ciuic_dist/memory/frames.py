@@ -1,7 +1,8 @@
-"""Device memory for parameters that come and go: frames that are never given back, shown wherever they are wanted.
+"""Device memory for parameters that come and go: frames that stay, shown wherever they are wanted.
 
 Memory that is freed has to be found and cleared when it is taken again, which costs more than reading its content
-from a drive. A frame stays, and only the addresses behind which it lies change.
+from a drive. A frame stays, and only the addresses behind which it lies change; given back are frames only where
+parameters are to have less memory than before.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ciuic_dist.memory.mapping import anonymous_file, hide_at, private, reveal_at, shared, show_at
+from ciuic_dist.memory.mapping import anonymous_file, give_back, hide_at, private, reveal_at, shared, show_at
 from ciuic_dist.memory.pool import SlotPool
 
 
@@ -32,6 +33,11 @@ class Frames:
     def view(self, frame: int, nbytes: int) -> Tensor:
         """The first bytes of a frame."""
         return self._memory[frame * self.frame_bytes :][:nbytes]
+
+    def give_back(self) -> None:
+        """Frames that are not in use take no memory until their next use; nobody may see them in a window."""
+        for frame in self.pool.forget_free():
+            give_back(self.view(frame, self.frame_bytes), from_file=True)
 
     def close(self) -> None:
         """Show no frame in a window any more."""

@@ -15,6 +15,7 @@ HUGE_PAGE = 2 << 20
 
 _PROT_NONE = 0
 _MAP_FIXED = 0x10  # Linux; mmap doesn't have it
+_MADV_REMOVE = 9  # for all who map the file
 
 
 def private(nbytes: int) -> Tensor:
@@ -67,6 +68,16 @@ def reveal_at(address: int, nbytes: int) -> None:
         _raise("revealed")
 
 
+def give_back(memory: Tensor, *, from_file: bool) -> None:
+    """Free what lies behind whole pages of ``private`` or, ``from_file``, ``shared`` memory; it reads as zeros then.
+
+    Raises OSError.
+    """
+    advice = _MADV_REMOVE if from_file else mmap.MADV_DONTNEED
+    if _libc().madvise(memory.data_ptr(), memory.numel(), advice):
+        _raise("given back")
+
+
 def _raise(what: str) -> None:
     error = ctypes.get_errno()
     raise OSError(error, f"memory can't be {what}: {os.strerror(error)}")
@@ -78,6 +89,7 @@ def _libc() -> ctypes.CDLL:
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return libc
 
 

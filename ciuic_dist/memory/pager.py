@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ciuic_dist.memory.extent import take_slot
-from ciuic_dist.memory.mapping import private
+from ciuic_dist.memory.mapping import give_back, private
 from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.table import Page, PageState
 from ciuic_dist.memory.tier import Tier
@@ -72,14 +72,25 @@ class Pager:
         return self._pool.used * self.page_bytes
 
     @property
-    def peak_bytes(self) -> int:
-        """The most there were: slots are taken from the lowest on, so this is what memory was touched."""
-        return self._pool.peak * self.page_bytes
+    def touched_bytes(self) -> int:
+        """What memory the slots have: of those that were ever in use, since the last ``shrink``."""
+        return self._pool.touched * self.page_bytes
 
     def allow(self, slots: int) -> None:
         """Use up to ``slots`` from now on (not fewer than are in use)."""
         self.limit = max(min(slots, self._pool.slots), self._pool.used)
         self._pump()
+
+    def shrink(self, slots: int) -> None:
+        """Use no more than ``slots`` from now on, and have memory for no more; nothing may be pinned.
+
+        Raises BudgetError where there is no room below for what leaves, PageError where that can't be stored.
+        """
+        self.limit = min(slots, self._pool.slots)
+        self._leave_at_most(self.limit)
+        for slot in self._pool.forget_free():
+            give_back(self._slab[slot * self.page_bytes :][: self.page_bytes], from_file=False)
+        self._ahead = self._cursor
 
     def pin(self, page: Page) -> Tensor:
         """The page's bytes on the device, to read and write until ``unpin``; undefined where it had no content.
@@ -164,7 +175,12 @@ class Pager:
 
     def _make_room(self) -> int:
         """A free slot, now."""
-        while self._pool.used >= self.limit:
+        self._leave_at_most(self.limit - 1)
+        return self._pool.alloc()
+
+    def _leave_at_most(self, slots: int) -> None:
+        """In use; the others' pages leave."""
+        while self._pool.used > slots:
             victim = self._victim(after=-1)
             if victim is not None:
                 self._evict(victim)
@@ -173,7 +189,6 @@ class Pager:
                 self._settle(next(iter(self._flights)))
             else:
                 raise RuntimeError(f"all {self.limit} device slots of {self.page_bytes} bytes are pinned")
-        return self._pool.alloc()
 
     def _pump(self) -> None:
         """Fetch ahead as far as slots allow."""

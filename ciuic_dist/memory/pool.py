@@ -18,13 +18,15 @@ class PageMisuse(RuntimeError):
 class SlotPool:
     """Slots 0 to ``slots - 1`` of equal size. The lowest free one is given out first; a pinned one can't be freed.
 
+    After ``forget_free`` those that have memory go before those that have none.
     Integers only: the memory behind the slots is a tier's. For one thread, except ``check_used``.
     """
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.peak = 0
-        self._free = list(range(slots))  # a heap
+        self._free = [(False, slot) for slot in range(slots)]  # a heap; whether forgotten, and the slot
+        self._touched: set[int] = set()
         self._pins: dict[int, int] = {}  # of each slot in use
 
     @property
@@ -37,12 +39,18 @@ class SlotPool:
         """How many are in use."""
         return len(self._pins)
 
+    @property
+    def touched(self) -> int:
+        """How many have been in use since their memory was last given back."""
+        return len(self._touched)
+
     def alloc(self) -> int:
         """Take the lowest free slot. Raises PoolFull."""
         if not self._free:
             raise PoolFull(f"all {self.slots} slots are in use")
-        slot = heapq.heappop(self._free)
+        _, slot = heapq.heappop(self._free)
         self._pins[slot] = 0
+        self._touched.add(slot)
         self.peak = max(self.peak, self.used)
         return slot
 
@@ -51,7 +59,15 @@ class SlotPool:
         if self.is_pinned(slot):
             raise PageMisuse(f"slot {slot} is pinned {self._pins[slot]} times and can't be freed")
         del self._pins[slot]
-        heapq.heappush(self._free, slot)
+        heapq.heappush(self._free, (False, slot))
+
+    def forget_free(self) -> list[int]:
+        """The free slots that were touched, in order, which is not so any more: their memory is to be given back."""
+        idle = sorted(self._touched - self._pins.keys())
+        self._touched.difference_update(idle)
+        self._free = [(slot not in self._touched, slot) for _, slot in self._free]
+        heapq.heapify(self._free)
+        return idle
 
     def pin(self, slot: int) -> None:
         """Keep ``slot`` from being freed until it is unpinned as often. Raises PageMisuse where it is not in use."""

@@ -68,11 +68,14 @@ class Gathers:
         self._program.needed = []
         self._ahead = set()
 
-    def end(self) -> None:
-        """It is over: take part in what other ranks may have needed; only the root may stay full."""
+    def end(self) -> bool:
+        """It is over: take part in what other ranks may have needed; only the root may stay full.
+
+        Returns whether the other ranks have come so far as well: not so where it never began, or it broke.
+        """
         program, self._program = self._program, None
-        if program is None:  # it never began, or it broke
-            return
+        if program is None:
+            return False
         for unit in program.take_rest() if self._exchange.in_step else ():
             self._gather(unit)
             if not unit.is_root:
@@ -80,6 +83,7 @@ class Gathers:
         if not program.learned:
             program.learn()
         self.release_all(but_root=True)
+        return True
 
     def need(self, unit: Unit, before: Unit | None = None) -> None:
         """Make ``unit`` full; ``before``: it should have been, before that unit."""

@@ -184,18 +184,34 @@ class Homes:
             if self.write_behind:
                 shard.write_behind()
 
+    def shrink(self, budget: int) -> None:
+        """Have no more than ``budget`` from now on, in memory as well, but for what is in use."""
+        self.budget = budget
+        self.write_behind = True
+        while self.used > budget and (idle := self._idle()):
+            self._evict(idle)
+        self.frames.give_back()
+
     def _make_room(self, shard: SpilledShard) -> None:
         while self.used + shard.room > self.budget:
-            idle = [other for other in self._recent if not other.wanted]
+            idle = self._idle()
             if not idle:
                 raise BudgetError(
                     f"{shard.name} ({shard.room} bytes of parameters on this rank) has no room beside "
                     f"{', '.join(other.name for other in self._recent)} in the {self.budget} bytes of memory.device "
                     f"that are left for parameters in use: give memory.device {shard.room} bytes more"
                 )
-            victim = next((other for other in idle if other.others_done()), idle[0])
-            victim.wait_for_others()
-            victim.finish()
-            victim.leave()
-            self.used -= victim.room
-            del self._recent[victim]
+            self._evict(idle)
+
+    def _evict(self, idle: Sequence[SpilledShard]) -> None:
+        """The least recently used one, if possible one that needs no waiting."""
+        victim = next((other for other in idle if other.others_done()), idle[0])
+        victim.wait_for_others()
+        victim.finish()
+        victim.leave()
+        self.used -= victim.room
+        del self._recent[victim]
+
+    def _idle(self) -> list[SpilledShard]:
+        """What could leave, the least recently used first."""
+        return [shard for shard in self._recent if not shard.wanted]

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.foreign import ForeignReads
 from ciuic_dist.sharding.sharded import Sharded
+from ciuic_dist.sharding.sizes import Sizes
 from ciuic_dist.sharding.unit import Unit
 
 
@@ -37,7 +38,7 @@ def install(sharded: Sharded) -> None:
             for index, parameter in enumerate(flat.parameters):
                 parameter.register_post_accumulate_grad_hook(_taking(hooks, unit, flat, index))
     if not sharded.units[-1].is_root:  # every parameter belongs to a block
-        sharded.module.register_forward_pre_hook(hooks.before_model, prepend=True)
+        sharded.module.register_forward_pre_hook(hooks.before_model, prepend=True, with_kwargs=True)
     if sharded.exchange.gathers:
         _gather_on_direct_calls(sharded)
     sharded.module.register_forward_hook(hooks.after_model, always_call=True)
@@ -79,11 +80,12 @@ class _Hooks:
         self._foreign = ForeignReads(sharded)
         self._graph_task = -1
 
-    def before_model(self, module: nn.Module, inputs: Any) -> None:
+    def before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """The model's forward begins."""
         if in_backward():
             return
-        self._sharded.begin_forward()
+        budgeted = self._sharded.division is not None
+        self._sharded.begin_forward(_sizes((args, kwargs)) if budgeted else ())
         self._foreign.start(training=module.training)
 
     def after_model(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -94,7 +96,7 @@ class _Hooks:
 
     def before_forward(self, unit: Unit, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if unit.is_root:
-            self.before_model(module, args)
+            self.before_model(module, args, kwargs)
         recomputing = in_backward()
         self._sharded.enter(unit, forward=not recomputing)
         if torch.is_grad_enabled() and not recomputing:
@@ -155,6 +157,10 @@ class _Hooks:
 def _tensors(tree: Any) -> list[Tensor]:
     """The tensors in nested dicts, lists, tuples, named tuples and dataclasses."""
     return [leaf for leaf in _leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _sizes(tree: Any) -> Sizes:
+    return tuple(tuple(tensor.shape) for tensor in _tensors(tree))
 
 
 def _leaves(tree: Any) -> list[Any]:

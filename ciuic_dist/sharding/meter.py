@@ -41,12 +41,12 @@ class ActivationMeter:
     def end_step(self) -> bool:
         """Go on to the next step; whether this one was the last to watch."""
         done, self.weighing = self.weighing, True
-        self.counting = self.complete = False
-        if not done:
-            self._stop_counting()
+        self.complete = False
+        self.stop()
         return done
 
-    def _stop_counting(self) -> None:
-        """A mode that was begun later and is still on must be left alone."""
-        if _get_current_dispatch_mode() is self._live:
+    def stop(self) -> None:
+        """Count no more; a mode that was begun later and is still on must be left alone."""
+        if self.counting and _get_current_dispatch_mode() is self._live:
             self._live.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self.counting = False

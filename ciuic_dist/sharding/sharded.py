@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 from weakref import WeakSet
 
 import torch
 from torch import nn
 
-from ciuic_dist.comm.groups import gather_objects
-from ciuic_dist.memory.process import return_freed_memory
+from ciuic_dist.sharding.division import Division
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.gathers import Gathers
 from ciuic_dist.sharding.gradients import GradientFlow
-from ciuic_dist.sharding.meter import ActivationMeter
+from ciuic_dist.sharding.sizes import Sizes
 from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit
 from ciuic_dist.sharding.versions import VersionWatch
@@ -41,7 +41,7 @@ class Sharded:
         self.exchange = exchange
         self.stage = stage
         self.spill = spill
-        self.meter = None if spill is None else ActivationMeter()
+        self.division = None if spill is None else self._division(spill)
         self.gathers = Gathers(self.units, exchange)
         # The root's gradients come over the whole backward, and are complete at its end.
         backwards = sorted(self.units, key=lambda unit: (unit.is_root, -unit.index))
@@ -57,22 +57,29 @@ class Sharded:
         self._state_bytes = 0
         self._running: list[Unit] = []
 
-    def begin_forward(self) -> None:
-        """The model's forward begins."""
+    def _division(self, spill: Spill) -> Division:
+        sizes = [flat.layout.shard_numel for flat in self.flats if flat.trainable]
+        largest_share = max(sizes, default=0) / max(sum(sizes), 1)
+        return Division(spill, self.exchange, partial(self._gradient_slots, spill.page_bytes), largest_share)
+
+    def begin_forward(self, sizes: Sizes) -> None:
+        """The model's forward begins, with tensors of these sizes."""
         if self.gradients.active:  # a backward that raised
             self._abandon_backward()
         self._running.clear()
         self._refuse_while_updating()
         self.check()
-        if self.meter is not None and torch.is_grad_enabled():
-            self.meter.start()
+        if self.division is not None:
+            self.division.begin_forward(sizes, gradients=torch.is_grad_enabled())
         self.gathers.begin("forward")
 
     def end_forward(self) -> None:
         """The model's forward is over, or has raised."""
         self._running.clear()
-        self.gathers.end()
+        in_step = self.gathers.end()
         self.note_peak()
+        if self.division is not None:
+            self.division.end_forward(in_step=in_step)
 
     def begin_backward(self) -> None:
         """The first gradient of a backward has come."""
@@ -90,11 +97,11 @@ class Sharded:
         self.gathers.end()
         self.gradients.finish()
         self.note_peak()
-        if self.meter is not None:
-            self.meter.complete = True
         for unit in self.units:
             unit.backward_is_over()
         self.gathers.release_all(but_root=False)
+        if self.division is not None:
+            self.division.end_backward()
 
     def enter(self, unit: Unit, *, forward: bool) -> None:
         """``unit`` is about to compute: gather the units whose weights it reads, and itself."""
@@ -109,6 +116,8 @@ class Sharded:
         while self._running and self._running.pop() is not unit:
             pass  # units whose forward raised
         self.note_peak()
+        if self.division is not None:
+            self.division.check()
         needed = {id(other) for running in self._running for other in (running, *running.reads)}
         for other in () if keep else (unit, *unit.reads):
             if id(other) not in needed:
@@ -169,30 +178,18 @@ class Sharded:
             self.gathers.mark_stale()
         self.versions.count_update()
         self.updating = self.torn = False
-        if self.spill is not None:
-            self._end_spilled_step(self.spill)
         self._state_bytes = sum(optimizer.state_bytes() for optimizer in self.optimizers)
+        if self.spill is not None and self.division is not None:
+            self.division.state_bytes = self._state_bytes
+            self.division.end_step()
+            self.spill.end_step()
         self.note_peak()
 
-    def _end_spilled_step(self, spill: Spill) -> None:
-        if self.meter is not None and self.meter.complete:
-            if self.meter.end_step():
-                self._divide(spill, self.meter)
-                self.meter = None
-            return_freed_memory()
-        spill.end_step()
-
-    def _divide(self, spill: Spill, meter: ActivationMeter) -> None:
-        needed = spill.transient_bytes(meter.peak + self._state_bytes, meter.growth)
-        sizes = [flat.layout.shard_numel for flat in self.flats if flat.trainable]
-        largest_share = max(sizes, default=0) / max(sum(sizes), 1)
-        spill.divide(max(gather_objects(needed)), self._gradient_slots(spill), largest_share)
-
-    def _gradient_slots(self, spill: Spill) -> int:
+    def _gradient_slots(self, page_bytes: int) -> int:
         """Pages of gradients that are kept for the update; those used up as they are reduced need none."""
         late = self.accumulates or not self.exchange.reduces_at_once
         return sum(
-            -(-flat.layout.shard_numel * flat.master_dtype.itemsize // spill.page_bytes)
+            -(-flat.layout.shard_numel * flat.master_dtype.itemsize // page_bytes)
             for unit in self.units
             for flat in unit.trainable
             if late or unit.is_root or unit.borrowed or flat.consume is None
@@ -233,10 +230,10 @@ class Sharded:
     def usage(self) -> int:
         """Bytes this rank holds for parameters, gradients and, as of the last update, optimizer state.
 
-        Under a budget also the most that the first steps took for anything else.
+        Under a budget also the most that anything else may take.
         """
-        if self.spill is not None:
-            return self.spill.used + (self.spill.transient or self._state_bytes)
+        if self.spill is not None and self.division is not None:
+            return self.spill.used + self.division.transient
         landings = sum(
             flat.landing.nbytes
             for flat in self.flats
@@ -248,9 +245,5 @@ class Sharded:
     def note_peak(self) -> None:
         """Called where memory has grown."""
         self.peak = max(self.peak, self.usage())
-        if self.meter is None or self.spill is None:
-            return
-        if self.meter.counting:
-            self.spill.check(self.meter.peak)
-        elif self.meter.weighing:
-            self.meter.weigh(self.spill.growth(self.exchange.shared_bytes()))
+        if self.division is not None:
+            self.division.note()

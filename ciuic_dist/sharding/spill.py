@@ -56,6 +56,7 @@ class Spill:
         self._state_columns: list[PagedColumn] = []
         self._shards: list[SpilledShard] = []
         self._fixed = 0
+        self._least_parameters = 0
 
     def _pager(self, slots: int) -> Pager:
         return Pager(
@@ -96,8 +97,18 @@ class Spill:
         Raises BudgetError where even that is too much.
         """
         self._fixed = fixed
-        self.homes.budget = min(_UNITS_IN_FLIGHT * largest_unit, self._parameter_bytes)
+        self.homes.budget = self._least_parameters = min(_UNITS_IN_FLIGHT * largest_unit, self._parameter_bytes)
         self.check(0)
+
+    def shrink(self) -> None:
+        """Go back to the least for parameters and pages, which give back the memory they have beyond it.
+
+        Raises BudgetError where lower tiers have no room for what leaves, PageError where that can't be stored.
+        """
+        self.homes.shrink(self._least_parameters)
+        self.states.shrink(_STATE_SLOTS)
+        self.gradients.shrink(_GRADIENT_SLOTS)
+        return_freed_memory()
 
     def weigh_the_rest(self, own: int) -> None:
         """What the process has now but for pages and ``own`` bytes of parameters is in no tier's budget."""
@@ -114,18 +125,23 @@ class Spill:
     @property
     def _touched_pages(self) -> int:
         host = sum(tier.usage().peak for tier in self.tiers if tier.name == "host")
-        return self.states.peak_bytes + self.gradients.peak_bytes + host
+        return self.states.touched_bytes + self.gradients.touched_bytes + host
 
     def transient_bytes(self, counted: int, grown: int) -> int:
         """Of activations and temporary values: as ``counted``, or more where the process has ``grown`` by more.
 
         No more than there is room for: what a small budget has no room for may be the libraries' own.
         """
-        return max(counted, min(round((grown - _UNSEEN) * _HEAP_GROWTH), self.budget - self._least))
+        return max(counted, min(round((grown - _UNSEEN) * _HEAP_GROWTH), self.most_transient))
+
+    @property
+    def most_transient(self) -> int:
+        """Bytes that there are beside the least for parameters and pages."""
+        return self.budget - self._least
 
     @property
     def _least(self) -> int:
-        return self._fixed + self.homes.budget + self._least_pages
+        return self._fixed + self._least_parameters + self._least_pages
 
     @property
     def _least_pages(self) -> int:
@@ -137,13 +153,13 @@ class Spill:
         if least > self.budget:
             raise BudgetError(
                 f"memory.device is {self.budget} bytes and at least {least} are needed: {self._fixed} for the root "
-                f"unit and for exchanging gradients, {self.homes.budget} for parameters in use, "
+                f"unit and for exchanging gradients, {self._least_parameters} for parameters in use, "
                 f"{self._least_pages} for pages of optimizer state and gradients, and {transient} for "
                 f"activations and temporary values: raise it, use smaller micro-batches or checkpoint activations"
             )
 
     def divide(self, transient: int, gradient_slots: int, largest_share: float) -> None:
-        """Divide what the first steps have shown to be free.
+        """Divide what beside ``transient`` bytes is free, where all have the least.
 
         First comes a ring of slots for the state of the largest flat, which has ``largest_share`` of all elements:
         so much can come while the one before computes. Then parameters, which are used most often; then gradients,

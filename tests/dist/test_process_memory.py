@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ class Tower(nn.Module):
         return values
 
 
-def train_and_weigh(folder: str) -> tuple[list[int], int]:
+def train_and_weigh(folder: str, rows: Sequence[int]) -> tuple[list[int], int]:
     """How far the process had grown after each forward and backward, its part of shared memory included; what moved."""
     return_freed_memory()
     with torch.device("meta"):
@@ -39,8 +41,8 @@ def train_and_weigh(folder: str) -> tuple[list[int], int]:
     cd.shard(model, units=["Sequential"], memory=cd.Memory(device=DEVICE, nvme=f"{folder}:1GB"))
     optimizer = cd.AdamW(model.parameters(), lr=1e-3, in_backward=True)
     seen = []
-    for _ in range(8):
-        loss = model(torch.ones(32, 1024)).square().mean()
+    for count in rows:
+        loss = model(torch.ones(count, 1024)).square().mean()
         seen.append(_bytes() - before)
         loss.backward()
         seen.append(_bytes() - before)
@@ -54,7 +56,8 @@ def _bytes() -> int:
     return anonymous_bytes() + shared
 
 
-def test_the_process_grows_by_no_more_than_its_budget(tmp_path: Path) -> None:
-    for seen, moved in launch(train_and_weigh, str(tmp_path), world=2):
+@pytest.mark.parametrize("rows", [[32] * 8, [32] * 4 + [256] * 4])
+def test_the_process_grows_by_no_more_than_its_budget(rows: Sequence[int], tmp_path: Path) -> None:
+    for seen, moved in launch(train_and_weigh, str(tmp_path), rows, world=2):
         assert max(seen) <= parse_size(DEVICE, "device") + SLACK
         assert moved > 4 * 150e6  # a rank has 100 MB of masters and 100 MB of moments, which come and go

@@ -84,6 +84,10 @@ class Exchange(Protocol):
         """Make this rank's new shards known."""
         ...
 
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        ...
+
     def usage(self) -> int:
         """Bytes of this rank's memory that the exchange holds; its share of what is mapped by several."""
         ...

@@ -124,6 +124,10 @@ class CollectiveExchange:
     def after_update(self) -> None:
         """The next gather brings the new shards."""
 
+    def largest(self, number: int) -> int:
+        """A small all-reduce."""
+        return int(collectives.all_reduce(torch.tensor(number), dist.ReduceOp.MAX))
+
     def usage(self) -> int:
         """Bytes of shards, of full forms that are there now, of reductions under way and of kept landings."""
         shards = sum(flat.shard.nbytes for flat in self._flats) if self._stage == 3 else 0

@@ -52,8 +52,8 @@ class SharedExchange:
         self.reduces_at_once = True
         self.has_peers = True
         self._spill = spill
-        boards = [Board(board, box) for box in pool.mailboxes]
-        self._turns = Turns(pool.doorbell, boards, rank) if share_full and spill is not None else None
+        self._boards = [Board(board, box) for box in pool.mailboxes]
+        self._turns = Turns(pool.doorbell, self._boards, rank) if share_full and spill is not None else None
         self.in_step = self._turns is not None
         self._pool = pool
         self._mailbox = mailbox
@@ -64,6 +64,7 @@ class SharedExchange:
         self._order: Sequence[Flat] = ()
         self._submitted = 0
         self._sequence = 0
+        self._agreements = 0
         self._last_in_slot: dict[int, int] = {}
         self._last_of_flat: dict[int, int] = {}
         self._pending: deque[tuple[int, Flat]] = deque()
@@ -156,6 +157,14 @@ class SharedExchange:
         """Wait until every rank has written its slice: then the full forms are complete."""
         count = self._pool.doorbell.ring(Bell.UPDATED)
         self._pool.doorbell.wait(Bell.UPDATED, count, "for the updated parameters")
+
+    def largest(self, number: int) -> int:
+        """Through the boards."""
+        self._agreements += 1
+        self._boards[self._rank].say(self._agreements, number)
+        self._pool.doorbell.ring(Bell.AGREEING)
+        self._pool.doorbell.wait(Bell.AGREEING, self._agreements, "to agree on what a step needs")
+        return max(board.said(self._agreements) for board in self._boards)
 
     def usage(self) -> int:
         """This rank's mailbox, and its share of the common segment (all of the full forms at stage 0)."""

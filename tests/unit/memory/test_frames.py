@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -82,3 +83,16 @@ def test_a_refused_mapping_is_an_error(frames: Frames) -> None:
     frames.close()
     with pytest.raises(OSError, match="memory can't be shown: Bad file descriptor"):
         window.open({0: [0, 1]})
+
+
+def test_frames_that_are_not_in_use_give_their_memory_back() -> None:
+    frames = Frames(FRAME, 6)
+    used = [frames.pool.alloc() for _ in range(6)]
+    for number in used:
+        frames.view(number, FRAME).fill_(number)
+    assert os.fstat(frames.descriptor).st_blocks * 512 == 6 * FRAME
+    for number in (1, 2, 5):
+        frames.pool.free(number)
+    frames.give_back()
+    assert os.fstat(frames.descriptor).st_blocks * 512 == 3 * FRAME
+    assert [set(frames.view(number, FRAME).tolist()) for number in range(6)] == [{0}, {0}, {0}, {3}, {4}, {0}]

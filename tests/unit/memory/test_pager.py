@@ -98,4 +98,16 @@ def test_more_slots_are_used_when_allowed(transfers: Transfers) -> None:
     pager.allow(5)
     for page in pages:
         assert read(pager, page) == {7}
-    assert pager.used_bytes == 5 * SIZE == pager.peak_bytes
+    assert pager.used_bytes == 5 * SIZE == pager.touched_bytes
+
+
+def test_fewer_slots_keep_content_and_give_memory_back(transfers: Transfers) -> None:
+    pager, pages = make(8, transfers)
+    for number, page in enumerate(pages):
+        write(pager, page, number)
+    pager.end_cycle()
+    pager.shrink(3)
+    assert pager.touched_bytes == pager.used_bytes <= 3 * SIZE
+    for number, page in enumerate(pages):
+        assert read(pager, page) == {number}
+    assert pager.touched_bytes <= 3 * SIZE
