@@ -45,15 +45,15 @@ class Flight:
             ) from error
 
 
-def start_gather(full: Tensor, shard: Tensor, purpose: str) -> Flight:
-    """Fill ``full`` with every rank's ``shard``, in rank order."""
+def start_gather(full: Tensor, shard: Tensor, purpose: str, group: dist.ProcessGroup | None = None) -> Flight:
+    """Fill ``full`` with every rank's ``shard``, in rank order; ``group``: all ranks', the default one where None."""
     if full.device.type != "cpu":
-        return Flight(purpose, [_all_gather(full, shard, async_op=True)])
+        return Flight(purpose, [_all_gather(full, shard, group=group, async_op=True)])
     slices = full.chunk(world_size())
     if slices[rank()].data_ptr() != shard.data_ptr():
         slices[rank()].copy_(shard)
     raw = [part.view(torch.uint8) for part in slices]  # Gloo doesn't know every dtype
-    return Flight(purpose, [dist.broadcast(part, owner, async_op=True) for owner, part in enumerate(raw)])
+    return Flight(purpose, [dist.broadcast(part, owner, group=group, async_op=True) for owner, part in enumerate(raw)])
 
 
 def start_exchange(full: Tensor, purpose: str, group: dist.ProcessGroup) -> Flight:

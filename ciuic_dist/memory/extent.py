@@ -22,21 +22,23 @@ class Extent:
         self._tiers = tiers
         self._transfers = transfers
         self._pages: list[tuple[Tier, int]] = []
-
-    @property
-    def stored(self) -> bool:
+        self.stored = False
         """Whether there is something to fetch."""
-        return bool(self._pages)
 
     def store(self, parts: Sequence[Tensor]) -> list[Ticket]:
         """Begin to write ``parts`` (uint8), one a page; they must stay as they are until the tickets are done."""
         if not self._pages:
             self._pages = [take_slot(self._tiers, self._name) for _ in parts]
+        self.stored = True
         return self._start(store, parts)
 
     def fetch(self, parts: Sequence[Tensor]) -> list[Ticket]:
         """Begin to read what was stored; ``parts`` are complete when the tickets are done."""
         return self._start(fetch, parts)
+
+    def forget(self) -> None:
+        """What was stored is of no use any more; its pages are for what is stored next."""
+        self.stored = False
 
     def _start(self, way: Callable[[Tier, int, Tensor, str], Copy], parts: Sequence[Tensor]) -> list[Ticket]:
         copies = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -45,20 +46,21 @@ class Frames:
 
 
 class Window:
-    """Addresses that stay: ``memory`` is made of slices of ``slice_bytes``, whole pages of the processor's.
+    """Addresses that stay: ``memory`` is made of slices, whole pages of the processor's, end to end.
 
     Each slice shows frames of one file, or nothing: then an access ends the process.
     """
 
-    def __init__(self, slice_bytes: int, frame_bytes: int, files: Sequence[int]) -> None:
-        """``files``: of each slice, the descriptor; it must stay open."""
-        self.memory = private(slice_bytes * len(files))
-        self._slice_bytes = slice_bytes
+    def __init__(self, slices: Sequence[tuple[int, int]], frame_bytes: int) -> None:
+        """``slices``: of each, its bytes and the descriptor of its file, which must stay open."""
+        self._sizes = [nbytes for nbytes, _ in slices]
+        self._starts = list(accumulate(self._sizes, initial=0))
+        self._files = [descriptor for _, descriptor in slices]
         self._frame_bytes = frame_bytes
-        self._files = files
-        self._frames: list[tuple[int, ...]] = [() for _ in files]
+        self._frames: list[tuple[int, ...]] = [() for _ in slices]
         self._open: set[int] = set()
-        hide_at(self.memory.data_ptr(), slice_bytes * len(files))
+        self.memory = private(sum(self._sizes))
+        hide_at(self.memory.data_ptr(), sum(self._sizes))
 
     def open(self, frames: Mapping[int, Sequence[int]]) -> None:
         """Show these frames, by slice. Raises OSError where the kernel refuses one mapping more."""
@@ -68,20 +70,20 @@ class Window:
                 self._show(index, numbers)
                 self._frames[index] = tuple(numbers)
             elif index not in self._open:
-                reveal_at(self._address(index), self._slice_bytes)
+                reveal_at(self._address(index), self._sizes[index])
             self._open.add(index)
 
     def close(self) -> None:
         """Show nothing."""
         for index in self._open:
-            hide_at(self._address(index), self._slice_bytes)
+            hide_at(self._address(index), self._sizes[index])
         self._open.clear()
 
     def _address(self, index: int) -> int:
-        return self.memory.data_ptr() + index * self._slice_bytes
+        return self.memory.data_ptr() + self._starts[index]
 
     def _show(self, index: int, frames: Sequence[int]) -> None:
         for place, frame in enumerate(frames):
             start = place * self._frame_bytes
-            length = min(self._frame_bytes, self._slice_bytes - start)
+            length = min(self._frame_bytes, self._sizes[index] - start)
             show_at(self._address(index) + start, length, self._files[index], frame * self._frame_bytes)

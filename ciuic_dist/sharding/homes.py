@@ -30,15 +30,23 @@ class HomeState(Enum):
 
 
 class SpilledShard:
-    """One shard: its frames on the device, the window that shows them, and its extent in lower tiers."""
+    """One shard: its frames on the device, the window that shows them, and its extent in lower tiers.
 
-    def __init__(self, name: str, nbytes: int, window: Window, index: int, extent: Extent, homes: Homes) -> None:
+    ``copies`` are this rank's own of the other ranks' slices, where ranks share no memory.
+    """
+
+    def __init__(
+        self, name: str, nbytes: int, window: Window, index: int, extent: Extent, homes: Homes, *, stays: bool = True
+    ) -> None:
         """``window`` shows the full form, of which this shard of ``nbytes`` is slice ``index``.
 
-        ``room``: bytes of the frames it takes. ``wanted``: how many uses are under way; ``others_done`` tells whether
-        the other ranks have finished theirs, ``wait_for_others`` returns when they have.
+        ``stays``: its content is kept between uses. ``room``: bytes of the frames it takes. ``wanted``: how many
+        uses are under way; ``others_done`` tells whether the other ranks have finished theirs, ``wait_for_others``
+        returns when they have.
         """
         self.name = name
+        self.stays = stays
+        self.copies: list[SpilledShard] = []
         self.room = homes.frames_for(nbytes) * homes.frames.frame_bytes
         self.frames: list[int] = []
         self.state = HomeState.AWAY
@@ -50,7 +58,7 @@ class SpilledShard:
         self._index = index
         self._extent = extent
         self._homes = homes
-        self._dirty = True
+        self._dirty = False
         self._reads: list[Ticket] = []
         self._writes: list[Ticket] = []
 
@@ -62,13 +70,16 @@ class SpilledShard:
         """See ``Homes.let_go``."""
         self._homes.let_go(self)
 
+    def drop(self) -> None:
+        """See ``Homes.drop``."""
+        self._homes.drop(self)
+
     def begin(self) -> None:
         """Start to bring the shard here; there must be frames for it."""
         pool = self._homes.frames.pool
         self.frames = [pool.alloc() for _ in range(self._homes.frames_for(self._nbytes))]
         self.state = HomeState.COMING
         self._reads = self._extent.fetch(self._contents()) if self._extent.stored else []
-        self._dirty = not self._reads
 
     def arrived(self) -> bool:
         """Whether ``finish`` would return at once."""
@@ -109,6 +120,11 @@ class SpilledShard:
         """What was written goes down, behind the computation."""
         if self._dirty and self.state is HomeState.HERE:
             self._write()
+
+    def forget(self) -> None:
+        """The content is of no use any more."""
+        self._dirty = False
+        self._extent.forget()
 
     def leave(self) -> None:
         """Give the frames back."""
@@ -181,8 +197,16 @@ class Homes:
         shard.wanted -= 1
         if not shard.wanted:
             shard.hide()
-            if self.write_behind:
+            if not shard.stays:
+                self.drop(shard)
+            elif self.write_behind:
                 shard.write_behind()
+
+    def drop(self, shard: SpilledShard) -> None:
+        """The content of ``shard`` is of no use any more, nor is its memory unless it is in use."""
+        shard.forget()
+        if shard in self._recent and not shard.wanted:
+            self._send_away(shard)
 
     def shrink(self, budget: int) -> None:
         """Have no more than ``budget`` from now on, in memory as well, but for what is in use."""
@@ -207,11 +231,14 @@ class Homes:
         """The least recently used one, if possible one that needs no waiting."""
         victim = next((other for other in idle if other.others_done()), idle[0])
         victim.wait_for_others()
-        victim.finish()
-        victim.leave()
-        self.used -= victim.room
-        del self._recent[victim]
+        self._send_away(victim)
 
     def _idle(self) -> list[SpilledShard]:
         """What could leave, the least recently used first."""
         return [shard for shard in self._recent if not shard.wanted]
+
+    def _send_away(self, shard: SpilledShard) -> None:
+        shard.finish()
+        shard.leave()
+        self.used -= shard.room
+        del self._recent[shard]

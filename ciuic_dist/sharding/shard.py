@@ -72,8 +72,7 @@ def shard(
     exchange = _choose_exchange(model, made, stage, device, spill)
     exchange.place(flats)
     if spill is not None:
-        largest = max(sum(shard.room for shard in shards_of(unit)) for unit in made)
-        spill.begin(exchange.usage() + exchange.in_flight(), largest)
+        spill.begin(exchange.usage(), [shards_of(unit) for unit in made])
     for unit in made:
         unit.keep_full = exchange.keeps_full
         if exchange.gathers:
@@ -186,7 +185,7 @@ def _choose_exchange(
         return LocalExchange(spill)
     same_host = len(set(groups.gather_objects(groups.host_identity()))) == 1
     if device.type != "cpu" or not same_host:
-        return CollectiveExchange(world=world, stage=stage)
+        return CollectiveExchange(world=world, stage=stage, spill=spill)
     trainable = [flat for unit in units for flat in unit.trainable]
     in_turn = stage > 1 or spill is not None
     own_slot = [flat for unit in units if unit.module is model for flat in unit.trainable] if in_turn else trainable
@@ -199,7 +198,7 @@ def _choose_exchange(
     pool = open_pool(common, mailbox.nbytes, frames, spilled)
     if isinstance(pool, OSError):
         warnings.warn(f"ranks on this host will send instead of sharing memory, which is slower: {pool}", stacklevel=3)
-        return CollectiveExchange(world=world, stage=stage)
+        return CollectiveExchange(world=world, stage=stage, spill=spill)
     return SharedExchange(pool, mailbox, board, rank=groups.rank(), world=world, share_full=stage > 0, spill=spill)
 
 

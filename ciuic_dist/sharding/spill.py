@@ -28,7 +28,7 @@ _STATE_SLOTS = 9
 _GRADIENT_SLOTS = 3
 """The least that gradients need: in use, coming, leaving."""
 _UNITS_IN_FLIGHT = 3
-"""The largest unit's shard, so often, is the least that parameters need: in use, coming, leaving."""
+"""The largest unit, so often, is the least that parameters need: in use, coming, leaving."""
 _UNSEEN = 16 << 20
 """Bytes that a process may grow by beyond what is counted before that counts too: objects, libraries' own buffers."""
 _HEAP_GROWTH = 1.1
@@ -54,9 +54,9 @@ class Spill:
         self.steps = 0
         self.transient = 0
         self._state_columns: list[PagedColumn] = []
-        self._shards: list[SpilledShard] = []
         self._fixed = 0
         self._least_parameters = 0
+        self._parameter_bytes = 0
 
     def _pager(self, slots: int) -> Pager:
         return Pager(
@@ -80,24 +80,42 @@ class Spill:
         """As many elements as fill a page of fp32, or of what is wider."""
         return self.page_bytes // max(itemsize, 4)
 
-    def house(self, flat: Flat, files: Sequence[int]) -> None:
+    def house_shared(self, flat: Flat, files: Sequence[int]) -> None:
         """Give the flat a place and a home; ``files`` are the frames of all ranks that have a part of it."""
         nbytes = flat.full_bytes // flat.layout.world
-        window = Window(nbytes, self.page_bytes, files)
-        extent = Extent(f"{flat.name} parameters", self.tiers, self.transfers)
-        home = flat.home = SpilledShard(flat.name, nbytes, window, flat.owner, extent, self.homes)
-        self._shards.append(home)
+        window = Window([(nbytes, file) for file in files], self.page_bytes)
+        flat.home = self._spilled(flat.name, nbytes, window, flat.owner)
         flat.place(window.memory[: flat.full_bytes].view(flat.compute_dtype))
 
-    def begin(self, fixed: int, largest_unit: int) -> None:
-        """Give parameters and pages the least they need; ``fixed`` bytes of the device are others'.
+    def house(self, flat: Flat, *, copies_stay: bool = True) -> None:
+        """The same where this rank has all of the flat in frames of its own, the other ranks' slices as copies."""
+        own = flat.full_bytes // flat.layout.world
+        before, after = flat.owner * own, flat.full_bytes - (flat.owner + 1) * own
+        file = self.homes.frames.descriptor
+        window = Window([(before, file), (own, file), (after, file)], self.page_bytes)
+        home = flat.home = self._spilled(flat.name, own, window, 1)
+        home.copies = [
+            self._spilled(f"{flat.name} of other ranks", nbytes, window, index, stays=copies_stay)
+            for index, nbytes in ((0, before), (2, after))
+            if nbytes
+        ]
+        flat.place(window.memory[: flat.full_bytes].view(flat.compute_dtype))
 
-        ``largest_unit``: bytes of the largest unit's shards.
+    def _spilled(self, name: str, nbytes: int, window: Window, index: int, *, stays: bool = True) -> SpilledShard:
+        extent = Extent(f"{name} parameters", self.tiers, self.transfers)
+        return SpilledShard(name, nbytes, window, index, extent, self.homes, stays=stays)
+
+    def begin(self, fixed: int, units: Sequence[Sequence[SpilledShard]]) -> None:
+        """Give parameters, of these units, and pages the least they need; ``fixed`` bytes of the device are others'.
 
         Raises BudgetError where even that is too much.
         """
         self._fixed = fixed
-        self.homes.budget = self._least_parameters = min(_UNITS_IN_FLIGHT * largest_unit, self._parameter_bytes)
+        rooms = [sum(shard.room for shard in unit) for unit in units]
+        passing = max(sum(shard.room for shard in unit if not shard.stays) for unit in units)
+        staying = sum(shard.room for unit in units for shard in unit if shard.stays)
+        self._parameter_bytes = min(sum(rooms), staying + _UNITS_IN_FLIGHT * passing)
+        self.homes.budget = self._least_parameters = min(_UNITS_IN_FLIGHT * max(rooms), self._parameter_bytes)
         self.check(0)
 
     def shrink(self) -> None:
@@ -178,10 +196,6 @@ class Spill:
         for_gradients = max(0, min(slots, gradient_slots - _GRADIENT_SLOTS))
         self.gradients.allow(_GRADIENT_SLOTS + for_gradients)
         self.states.allow(_STATE_SLOTS + ring + slots - for_gradients)
-
-    @property
-    def _parameter_bytes(self) -> int:
-        return sum(shard.room for shard in self._shards)
 
     @property
     def used(self) -> int:

@@ -175,6 +175,14 @@ OUT_OF_STEP = {"unused-blocks-in-turn", "unused-blocks-accumulating", "unused-bl
     [(name, stage) for name in TASKS for stage in (0, 3) if stage == 0 or name not in OUT_OF_STEP],
 )
 def test_trains_within_a_budget_bit_for_bit(name: str, stage: int) -> None:
-    memory = cd.Memory(device="600KB", host="16MB")
-    task = replace(TASKS[name], options={**TASKS[name].options, "memory": memory})
-    assert_equal(launch(train_sharded, task, stage), plain(name, stage >= 2))
+    assert_equal(launch(train_sharded, within_a_budget(name, "600KB"), stage), plain(name, stage >= 2))
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("stage", [1, 3])
+def test_trains_within_a_budget_between_hosts_bit_for_bit(name: str, stage: int) -> None:
+    assert_equal(launch(train_sharded, within_a_budget(name, "800KB"), stage, shared=False), plain(name, stage >= 2))
+
+
+def within_a_budget(name: str, device: str) -> Task:
+    return replace(TASKS[name], options={**TASKS[name].options, "memory": cd.Memory(device=device, host="16MB")})

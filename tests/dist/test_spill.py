@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,62 +11,9 @@ import pytest
 import torch
 
 import ciuic_dist as cd
-from ciuic_dist.memory.budget import parse_size
-from ciuic_dist.monitor.spilling import Spilling
 from tests.dist.launch import launch
-from tests.dist.models import Stack
-from tests.dist.training import OUR_ADAMW, Task, Training, train_sharded
-
-DEVICE = "900KB"
-WIDE = partial(Stack, 48, 200)
-"""Three blocks of 19 thousand parameters: state and gradients are many times the budget's pages."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spilled:
-    """What a rank trained, and what its memory did meanwhile."""
-
-    training: Training
-    peak: int
-    spilling: Spilling
-
-
-def train_spilled(task: Task, stage: int) -> Spilled:
-    """Collective; ``task.options`` has the budget."""
-    seen: list[Any] = []
-    training = train_sharded(replace(task, at_end=lambda model: seen.append(cd.status(model))), stage)
-    return Spilled(training, seen[0].tiers["device"].peak, seen[0].spilling)
-
-
-def assert_spilling_changes_nothing(
-    task: Task, memory: cd.Memory, stage: int = 3, world: int = 2, shared: bool = True
-) -> list[Spilled]:
-    """Trains twice; the second time under ``memory``, which must have been kept and must have been too little."""
-    free = launch(train_sharded, task, stage, world=world, shared=shared)
-    task = replace(task, options={**task.options, "memory": memory})
-    under_budget: list[Spilled] = launch(train_spilled, task, stage, world=world, shared=shared)
-    for rank, spilled in enumerate(under_budget):
-        assert spilled.training.losses == free[rank].losses
-        assert spilled.training.norms == free[rank].norms
-        assert spilled.training.state.keys() == free[rank].state.keys()
-        for name, value in free[rank].state.items():
-            assert torch.equal(spilled.training.state[name], value), name
-        assert sum(link.bytes for link in spilled.spilling.links.values()) > 0
-        assert memory.device is not None
-        assert spilled.peak <= parse_size(memory.device, "device")
-    return under_budget
-
-
-every_tier = pytest.mark.parametrize("tier", ["host", "nvme", "host and nvme"])
-
-
-def below(tier: str, folder: Path) -> cd.Memory:
-    """The budget, with these tiers to spill to."""
-    return cd.Memory(
-        device=DEVICE,
-        host={"host": "16MB", "host and nvme": "400KB"}.get(tier),
-        nvme=f"{folder}:16MB" if "nvme" in tier else None,
-    )
+from tests.dist.spilling import WIDE, Deep, assert_spilling_changes_nothing, below, every_tier
+from tests.dist.training import OUR_ADAMW, Task, train_sharded
 
 
 @every_tier
@@ -111,14 +58,6 @@ def test_the_optimizer_in_the_backward(
     assert [s.training.losses for s in spilled] == [t.losses for t in free]
 
 
-class Deep(Stack):
-    """More blocks than a budget has room for."""
-
-    def __init__(self) -> None:
-        super().__init__(48, 200)
-        self.blocks.extend(type(self.blocks[0])(48, 200) for _ in range(6))
-
-
 @pytest.mark.parametrize("early", [False, True])
 def test_many_blocks(early: bool, tmp_path: Path) -> None:
     task = Task(Deep, steps=5, paged=partial(OUR_ADAMW, in_backward=early))
@@ -144,10 +83,3 @@ def test_any_elementwise_optimizer(name: str, tmp_path: Path) -> None:
 
 def test_three_ranks(tmp_path: Path) -> None:
     assert_spilling_changes_nothing(Task(WIDE, steps=4), below("nvme", tmp_path), world=3)
-
-
-@pytest.mark.parametrize("stage", [1, 2, 3])
-@pytest.mark.parametrize("world", [2, 3])
-def test_collectives(stage: int, world: int, tmp_path: Path) -> None:
-    memory = cd.Memory(device="1500KB", nvme=f"{tmp_path}:16MB")
-    assert_spilling_changes_nothing(Task(WIDE, steps=4), memory, stage, world, shared=False)

@@ -15,11 +15,12 @@ from tests.dist.models import Stack
 
 UNITS = 4  # three blocks and the root
 STEPS = 3
+budgets = pytest.mark.parametrize("memory", [None, cd.Memory(device="600KB", host="16MB")], ids=["free", "budget"])
 
 
-def traffic(stage: int) -> tuple[list[tuple[int, int, int, int]], int, int]:
+def traffic(stage: int, memory: cd.Memory | None = None) -> tuple[list[tuple[int, int, int, int]], int, int]:
     """What each step added to the counters; bytes of all full forms; those of all but the root's."""
-    model = cd.shard(Stack(), stage=stage)
+    model = cd.shard(Stack(), stage=stage, memory=memory)
     optimizer = cd.AdamW(model.parameters())
     counts = [_counts(cd.status(model))]
     for _ in range(STEPS):
@@ -38,19 +39,22 @@ def _counts(status: Status) -> tuple[int, int, int, int]:
     return status.gathers, status.gathered_bytes, status.reduces, status.reduced_bytes
 
 
-def test_stage_3_between_hosts_gathers_blocks_twice_and_the_root_once() -> None:
-    for added, full, blocks in launch(traffic, 3, shared=False):
+@budgets
+def test_stage_3_between_hosts_gathers_blocks_twice_and_the_root_once(memory: cd.Memory | None) -> None:
+    for added, full, blocks in launch(traffic, 3, memory, shared=False):
         assert added == [(2 * UNITS - 1, (full + blocks) // 2, UNITS, full // 2)] * STEPS
 
 
+@budgets
 @pytest.mark.parametrize("stage", [1, 2])
-def test_stages_1_and_2_between_hosts_gather_once_an_update(stage: int) -> None:
-    for added, full, _ in launch(traffic, stage, shared=False):
+def test_stages_1_and_2_between_hosts_gather_once_an_update(stage: int, memory: cd.Memory | None) -> None:
+    for added, full, _ in launch(traffic, stage, memory, shared=False):
         assert added == [(UNITS, full // 2, UNITS, full // 2)] * STEPS
 
 
-def test_stage_0_between_hosts_only_reduces() -> None:
-    for added, full, _ in launch(traffic, 0, shared=False):
+@budgets
+def test_stage_0_between_hosts_only_reduces(memory: cd.Memory | None) -> None:
+    for added, full, _ in launch(traffic, 0, memory, shared=False):
         assert added == [(0, 0, UNITS, full)] * STEPS
 
 

@@ -96,10 +96,6 @@ class Exchange(Protocol):
         """Those of ``usage`` that lie in memory shared with other ranks."""
         ...
 
-    def in_flight(self) -> int:
-        """Bytes that full forms take at most besides ``usage`` at rest."""
-        ...
-
     def close(self) -> None:
         """Let go of peers and of memory that belongs to no flat."""
         ...

@@ -1,4 +1,8 @@
-"""Ranks that share no memory: one gather a unit before use, one reduce after backward."""
+"""Ranks that share no memory: one gather a unit before use, one reduce after backward.
+
+Under a budget a rank has copies of the other ranks' slices, in the same memory as its shards. At stage 3 a copy is
+there while its unit is used; below it comes and goes like a shard until the next update, which outdates it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,10 @@ from torch import Tensor
 from ciuic_dist.comm import collectives
 from ciuic_dist.comm.collectives import Flight
 from ciuic_dist.comm.groups import timeout_seconds
+from ciuic_dist.sharding.exchange import spilled
 from ciuic_dist.sharding.exchange.base import Traffic
 from ciuic_dist.sharding.flat import Flat
+from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit
 
 _IN_FLIGHT = 2
@@ -24,66 +30,78 @@ _IN_FLIGHT = 2
 class CollectiveExchange:
     """Parameters and gradients over torch.distributed."""
 
-    def __init__(self, *, world: int, stage: int) -> None:
+    def __init__(self, *, world: int, stage: int, spill: Spill | None = None) -> None:
         self.traffic = Traffic()
-        self.gathers = stage > 0
-        self.keeps_full = stage < 3
-        self.in_step = True
+        self.gathers = stage > 0 or spill is not None
+        self.keeps_full = stage < 3 and spill is None
+        self.in_step = stage > 0
         self.reduces_at_once = False
         self.has_peers = True
         self._world = world
         self._stage = stage
-        # Reductions start when a rank has its gradients, gathers when it needs a unit: each kind has one order
-        # on all ranks, the two together don't.
-        self._reducing = dist.new_group(timeout=timedelta(seconds=timeout_seconds()))
+        self._spill = spill
+        # Reductions start when a rank has its gradients, gathers when it needs a unit, and under a budget when its
+        # shard has come: each kind has one order on all ranks, all together and the caller's own don't.
+        self._reducing = _new_group()
+        self._gathering = None if spill is None else _new_group()
         self._flats: Sequence[Flat] = ()
+        self._outdated: set[int] = set()
+        self._unsent: deque[Unit] = deque()
         self._gathers: dict[int, list[Flight]] = {}
         self._reduces: deque[tuple[Flat, Flight]] = deque()
         self._reduced: list[Flat] = []
         self._kept: dict[int, Tensor] = {}
 
     def place(self, flats: Sequence[Flat]) -> None:
-        """Stage 3 keeps shards and gives full forms no memory yet; below, shards are views of full forms."""
+        """Stage 3 keeps shards and gives full forms no memory yet; below, shards are views of full forms.
+
+        Under a budget all are, and full forms but the root's come and go.
+        """
         self._flats = flats
+        self._outdate()
         for flat in flats:
+            if self._spill is not None and flat.spills:
+                self._spill.house(flat, copies_stay=self._stage < 3)
+                continue
             full = torch.empty(flat.layout.numel, dtype=flat.compute_dtype, device=flat.device)
-            if self._stage == 3:
+            if self._resizes:
                 flat.place(full, full[flat.shard_range].clone())
                 full.untyped_storage().resize_(0)
             else:
                 flat.place(full)
 
     def start_gather(self, unit: Unit) -> None:
-        """Send this rank's shards, make room for the others'."""
-        flights = []
-        for flat in unit.flats:
-            if self._stage == 3:
-                flat.full.untyped_storage().resize_(flat.full_bytes)
-            flights.append(collectives.start_gather(flat.full, flat.shard, f"the gather of {flat.name}"))
-            self.traffic.gathers += 1
-            self.traffic.gathered_bytes += flat.full_bytes - flat.shard.nbytes
-        self._gathers[unit.index] = flights
+        """Bring what this rank has of the unit, make room for the rest, and send in turn."""
+        spilled.take(unit)
+        self._unsent.append(unit)
+        self._send_arrived()
 
     def finish_gather(self, unit: Unit) -> None:
         """Wait for the others' shards."""
+        while unit in self._unsent:
+            self._send_first()
         for flight in self._gathers.pop(unit.index, []):
             flight.land()
+        self._outdated.difference_update(id(flat) for flat in unit.flats)
+        spilled.attach(unit)
 
     def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
-        """One unit ahead is always allowed."""
-        return True
+        """Within the budget; without one, a unit ahead is always allowed."""
+        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit), waiting=waiting)
 
     def release(self, unit: Unit) -> None:
         """Free the full forms."""
-        for flat in unit.flats:
+        for flat in unit.flats if self._resizes else ():
             flat.full.untyped_storage().resize_(0)
+        spilled.let_go(unit)
+        self._send_arrived()
 
     def begin(self, order: Sequence[Flat]) -> None:
         """Nothing to prepare."""
 
     def landing(self, flat: Flat) -> Tensor | None:
-        """Full gradients, in the precision they are summed in; stages 0 and 1 keep the buffer."""
-        if self._stage > 1:
+        """Full gradients, in the precision they are summed in; stages 0 and 1 keep the buffer if they may."""
+        if self._stage > 1 or self._spill is not None:
             return torch.empty(flat.layout.numel, dtype=flat.master_dtype, device=flat.device)
         if id(flat) not in self._kept:
             self._kept[id(flat)] = torch.empty(flat.layout.numel, dtype=flat.master_dtype, device=flat.device)
@@ -100,6 +118,7 @@ class CollectiveExchange:
         self._reduces.append((flat, self._start(flat, flat.landing)))
         flat.landing = None
         self.traffic.reduces += 1
+        self._send_arrived()
         # At stage 3 a rank that is behind may itself wait for this rank's next gather, so this one can't wait for it.
         while len(self._reduces) > _IN_FLIGHT and (self._stage < 3 or self._reduces[0][1].has_landed()):
             self._finish_oldest()
@@ -119,19 +138,26 @@ class CollectiveExchange:
         self._reduced = []
 
     def before_update(self) -> None:
-        """Every rank writes memory of its own."""
+        """Every rank writes memory of its own; the next gather brings the new shards."""
+        self._outdate()
+        for flat in self._flats:
+            for copy in spilled.copies_of(flat):
+                copy.drop()
 
     def after_update(self) -> None:
-        """The next gather brings the new shards."""
+        """Nobody is told."""
 
     def largest(self, number: int) -> int:
         """A small all-reduce."""
         return int(collectives.all_reduce(torch.tensor(number), dist.ReduceOp.MAX))
 
     def usage(self) -> int:
-        """Bytes of shards, of full forms that are there now, of reductions under way and of kept landings."""
-        shards = sum(flat.shard.nbytes for flat in self._flats) if self._stage == 3 else 0
-        full = sum(flat.full.untyped_storage().nbytes() for flat in self._flats)
+        """Bytes of shards, of full forms that are there now, of reductions under way and of kept landings.
+
+        What comes and goes within a budget is not among them.
+        """
+        shards = sum(flat.shard.nbytes for flat in self._flats) if self._resizes else 0
+        full = sum(flat.full.untyped_storage().nbytes() for flat in self._flats if flat.home is None)
         buffers = {id(buffer): buffer.nbytes for _, flight in self._reduces for buffer in flight.buffers}
         kept = {id(buffer): buffer.nbytes for buffer in self._kept.values()}
         return shards + full + sum((buffers | kept).values())
@@ -140,13 +166,37 @@ class CollectiveExchange:
         """None."""
         return 0
 
-    def in_flight(self) -> int:
-        """At stage 3 the root, the unit in use and the one ahead."""
-        sizes = sorted((flat.full_bytes for flat in self._flats), reverse=True)
-        return sum(sizes[:3]) if self._stage == 3 else 0
-
     def close(self) -> None:
         """The process group is the caller's."""
+
+    @property
+    def _resizes(self) -> bool:
+        """Whether full forms are freed between uses."""
+        return self._stage == 3 and self._spill is None
+
+    def _outdate(self) -> None:
+        if self._stage > 0:
+            self._outdated = {id(flat) for flat in self._flats}
+
+    def _send_arrived(self) -> None:
+        while self._unsent and spilled.arrived(self._unsent[0]):
+            self._send_first()
+
+    def _send_first(self) -> None:
+        unit = self._unsent.popleft()
+        spilled.finish(unit)
+        spilled.show(unit)
+        gathered = [flat for flat in unit.flats if self._stage == 3 or id(flat) in self._outdated]
+        self._gathers[unit.index] = [self._send(flat) for flat in gathered]
+
+    def _send(self, flat: Flat) -> Flight:
+        if self._resizes:
+            flat.full.untyped_storage().resize_(flat.full_bytes)
+        for copy in spilled.copies_of(flat):
+            copy.changing()
+        self.traffic.gathers += 1
+        self.traffic.gathered_bytes += flat.full_bytes - flat.shard.nbytes
+        return collectives.start_gather(flat.full, flat.shard, f"the gather of {flat.name}", self._gathering)
 
     def _start(self, flat: Flat, landing: Tensor) -> Flight:
         purpose = f"the gradients of {flat.name}"
@@ -159,9 +209,16 @@ class CollectiveExchange:
         return collectives.start_reduce_scatter(landing, purpose, self._reducing)
 
     def _finish_oldest(self) -> None:
+        while self._unsent:  # the others may wait for these
+            self._send_first()
         flat, flight = self._reduces.popleft()
         flight.land()
         landed = flight.buffers[0]
         sources = landed.chunk(landed.numel() // flat.layout.shard_numel)
         flat.receive_part(sources, self._world)
         self._reduced.append(flat)
+
+
+def _new_group() -> dist.ProcessGroup:
+    group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=timeout_seconds()))
+    return group

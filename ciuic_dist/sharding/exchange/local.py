@@ -32,7 +32,7 @@ class LocalExchange:
         self._flats = flats
         for flat in flats:
             if self._spill is not None and flat.spills:
-                self._spill.house(flat, [self._spill.homes.frames.descriptor])
+                self._spill.house(flat)
             else:
                 flat.place(allocate(flat.layout.numel, flat.compute_dtype, flat.device))
 
@@ -43,7 +43,8 @@ class LocalExchange:
     def finish_gather(self, unit: Unit) -> None:
         """Wait for it."""
         spilled.finish(unit)
-        spilled.show_own(unit)
+        spilled.show(unit)
+        spilled.attach(unit)
 
     def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
         """Within the budget."""
@@ -92,10 +93,6 @@ class LocalExchange:
 
     def shared_bytes(self) -> int:
         """None."""
-        return 0
-
-    def in_flight(self) -> int:
-        """None: what comes and goes has a budget."""
         return 0
 
     def close(self) -> None:

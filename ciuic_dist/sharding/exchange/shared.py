@@ -76,7 +76,7 @@ class SharedExchange:
         offset = 0
         for flat in flats:
             if self._spill is not None and flat.spills:
-                self._spill.house(flat, files)
+                self._spill.house_shared(flat, files)
             elif self._share_full:
                 memory = self._pool.common[offset : offset + flat.full_bytes]
                 offset += page_rounded(flat.full_bytes)
@@ -95,10 +95,11 @@ class SharedExchange:
         """Wait for all ranks' slices."""
         if self._turns is not None and spilled.shards_of(unit):
             self._turns.finish(unit)
-            spilled.show(unit, self._turns.frames)
+            spilled.show_all(unit, self._turns.frames)
         else:
             spilled.finish(unit)
-            spilled.show_own(unit)
+            spilled.show(unit)
+        spilled.attach(unit)
 
     def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
         """Within the budget, and without waiting."""
@@ -174,10 +175,6 @@ class SharedExchange:
     def shared_bytes(self) -> int:
         """All but the full forms of stage 0."""
         return self.usage() if self._share_full else self._mailbox.nbytes
-
-    def in_flight(self) -> int:
-        """None: what comes and goes has a budget."""
-        return 0
 
     def close(self) -> None:
         """Hang up."""

@@ -14,9 +14,14 @@ def homes_of(unit: Unit) -> list[tuple[Flat, SpilledShard]]:
     return [(flat, flat.home) for flat in unit.flats if isinstance(flat.home, SpilledShard)]
 
 
+def copies_of(flat: Flat) -> list[SpilledShard]:
+    """What this rank has of the other ranks' slices."""
+    return flat.home.copies if isinstance(flat.home, SpilledShard) else []
+
+
 def shards_of(unit: Unit) -> list[SpilledShard]:
-    """The homes alone."""
-    return [shard for _, shard in homes_of(unit)]
+    """The homes alone, and the copies."""
+    return [shard for flat, home in homes_of(unit) for shard in (home, *copies_of(flat))]
 
 
 def take(unit: Unit) -> None:
@@ -25,26 +30,38 @@ def take(unit: Unit) -> None:
         shard.take()
 
 
+def arrived(unit: Unit) -> bool:
+    """Whether ``finish`` would return at once."""
+    return all(shard.arrived() for shard in shards_of(unit))
+
+
 def finish(unit: Unit) -> None:
     """They are here."""
     for shard in shards_of(unit):
         shard.finish()
 
 
-def show(unit: Unit, frames: Callable[[Flat], Mapping[int, Sequence[int]]]) -> None:
-    """The model sees its parameters; ``frames`` has the other ranks' as well, by rank."""
+def show(unit: Unit) -> None:
+    """The full forms are at their addresses, as far as they lie in this rank's memory."""
+    for shard in shards_of(unit):
+        shard.show()
+
+
+def show_all(unit: Unit, frames: Callable[[Flat], Mapping[int, Sequence[int]]]) -> None:
+    """The same where the rest lies in other ranks' memory, in these ``frames`` of each rank."""
     for flat, shard in homes_of(unit):
         shard.show(frames(flat))
+
+
+def attach(unit: Unit) -> None:
+    """The model sees its parameters."""
+    for flat, _ in homes_of(unit):
         flat.attach()
-
-
-def show_own(unit: Unit) -> None:
-    """The same where this rank's shards are all there is."""
-    show(unit, lambda _: {})
 
 
 def let_go(unit: Unit) -> None:
     """The model needs them no longer."""
-    for flat, shard in homes_of(unit):
+    for flat, _ in homes_of(unit):
         flat.detach()
+    for shard in shards_of(unit):
         shard.let_go()

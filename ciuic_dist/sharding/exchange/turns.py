@@ -40,7 +40,7 @@ class Turns:
 
     def announce(self) -> None:
         """Tell the others which of this rank's slices have come."""
-        while self._unannounced and all(shard.arrived() for shard in spilled.shards_of(self._unannounced[0])):
+        while self._unannounced and spilled.arrived(self._unannounced[0]):
             self._announce_first()
 
     def finish(self, unit: Unit) -> None:

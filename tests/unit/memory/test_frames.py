@@ -31,7 +31,7 @@ def shown(window: Window, index: int) -> list[int]:
 
 
 def test_a_slice_shows_its_frames_in_order(frames: Frames) -> None:
-    window = Window(SLICE, FRAME, [frames.descriptor])
+    window = Window([(SLICE, frames.descriptor)], FRAME)
     window.open({0: [4, 1]})
     assert shown(window, 0) == [4, 1]
     window.memory[0] = 9
@@ -39,7 +39,7 @@ def test_a_slice_shows_its_frames_in_order(frames: Frames) -> None:
 
 
 def test_two_windows_see_each_other_write(frames: Frames) -> None:
-    first, second = (Window(SLICE, FRAME, [frames.descriptor] * 2) for _ in range(2))
+    first, second = (Window([(SLICE, frames.descriptor)] * 2, FRAME) for _ in range(2))
     first.open({0: [0, 1], 1: [2, 3]})
     second.open({0: [2, 3], 1: [0, 1]})
     first.memory.fill_(5)
@@ -47,7 +47,7 @@ def test_two_windows_see_each_other_write(frames: Frames) -> None:
 
 
 def test_the_address_stays_while_frames_change(frames: Frames) -> None:
-    window = Window(SLICE, FRAME, [frames.descriptor])
+    window = Window([(SLICE, frames.descriptor)], FRAME)
     address = window.memory.data_ptr()
     for numbers in ([0, 1], [2, 3], [0, 1], [0, 1]):
         window.open({0: numbers})
@@ -57,7 +57,7 @@ def test_the_address_stays_while_frames_change(frames: Frames) -> None:
 
 
 def test_slices_open_one_by_one(frames: Frames) -> None:
-    window = Window(SLICE, FRAME, [frames.descriptor] * 2)
+    window = Window([(SLICE, frames.descriptor)] * 2, FRAME)
     window.open({1: [2, 3]})
     window.open({0: [0, 1]})
     assert [shown(window, 0), shown(window, 1)] == [[0, 1], [2, 3]]
@@ -68,7 +68,7 @@ def test_what_is_not_shown_can_not_be_read(steps: str) -> None:
     source = f"""
 from ciuic_dist.memory.frames import Frames, Window
 frames = Frames({FRAME}, 6)
-window = Window({SLICE}, {FRAME}, [frames.descriptor])
+window = Window([({SLICE}, frames.descriptor)], {FRAME})
 {steps}
 print("there", flush=True)
 print(window.memory.sum())
@@ -79,7 +79,7 @@ print(window.memory.sum())
 
 
 def test_a_refused_mapping_is_an_error(frames: Frames) -> None:
-    window = Window(SLICE, FRAME, [frames.descriptor])
+    window = Window([(SLICE, frames.descriptor)], FRAME)
     frames.close()
     with pytest.raises(OSError, match="memory can't be shown: Bad file descriptor"):
         window.open({0: [0, 1]})
