@@ -62,6 +62,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
+    state_dtype: Literal["fp32", "8bit"] = "fp32"
 
     def __post_init__(self) -> None:
         _demand(self.lr > 0, "optimizer.lr must be positive")

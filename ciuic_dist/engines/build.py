@@ -35,6 +35,8 @@ def build(
         if config.name != "paged":
             raise ConfigError(f"engine={config.name} has no memory budgets: leave memory.* out, or use engine=paged")
         options["memory"] = memory
+    if config.name != "paged" and optimizer.state_dtype != "fp32":
+        raise ConfigError(f"engine={config.name} keeps state in fp32: leave optimizer.state_dtype, or use engine=paged")
     model.train()
     if train.activation_checkpointing:
         _checkpoint_activations(model)

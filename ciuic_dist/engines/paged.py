@@ -46,6 +46,7 @@ class PagedEngine(Evaluates):
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
             in_backward=train.clip is None,
+            state_dtype=None if optimizer.state_dtype == "fp32" else optimizer.state_dtype,
         )
 
     def forward_backward(self, batch: Batch, *, accumulation: int, last: bool) -> Tensor:

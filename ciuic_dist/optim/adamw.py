@@ -25,14 +25,16 @@ class AdamW(PagedOptimizer):
         weight_decay: float = 1e-2,
         *,
         in_backward: bool = False,
+        state_dtype: str | None = None,
     ) -> None:
-        """``in_backward``: see ``PagedOptimizer``."""
+        """``in_backward``, ``state_dtype``: see ``PagedOptimizer``."""
         groups = normalised(params)
         fused = all(p.is_floating_point() for group in groups for p in group["params"])
         super().__init__(
             torch.optim.AdamW,
             groups,
             in_backward=in_backward,
+            state_dtype=state_dtype,
             lr=lr,
             betas=betas,
             eps=eps,

@@ -16,8 +16,10 @@ from ciuic_dist.optim.elementwise import check_elementwise
 from ciuic_dist.optim.parts import FlatState, Part, PieceParameter, is_elementwise, piece_parameter
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.layout import Piece
-from ciuic_dist.sharding.registry import home_of
+from ciuic_dist.sharding.registry import Home, home_of
 from ciuic_dist.sharding.sharded import Sharded
+
+STATE_DTYPES = (None, "8bit")
 
 
 class PagedOptimizer(Optimizer):
@@ -28,22 +30,33 @@ class PagedOptimizer(Optimizer):
     """
 
     def __init__(
-        self, cls: type[Optimizer], params: Iterable[Any], *, in_backward: bool = False, **options: Any
+        self,
+        cls: type[Optimizer],
+        params: Iterable[Any],
+        *,
+        in_backward: bool = False,
+        state_dtype: str | None = None,
+        **options: Any,
     ) -> None:
         """``cls(params, **options)`` as it would be for a model that isn't sharded.
 
         ``in_backward``: a unit is updated in the backward as soon as its gradients are reduced, and these are then
         let go; ``step`` does what is left. That leaves no time to clip, or to look at gradients.
+        ``state_dtype``: "8bit" keeps fp32 state in 8 bits and a scale for each 128 elements (``compress.blockwise``),
+        which is not exact; None in the dtypes that ``cls`` gives it.
 
-        Raises ValueError for parameters that are no sharded model's, or frozen when they were sharded, and
-        for an optimizer that looks at more than one element at a time.
+        Raises ValueError for parameters that are no sharded model's, or frozen when they were sharded, for an
+        optimizer that looks at more than one element at a time, and for a ``state_dtype`` that there isn't.
         """
+        if state_dtype not in STATE_DTYPES:
+            raise ValueError(f"state_dtype must be None or '8bit', got {state_dtype!r}")
         check_elementwise(cls, options)
         groups = normalised(params)
-        self._members = {id(p): _member(p) for group in groups for p in group["params"]}
+        self._quantized = state_dtype == "8bit"
+        self._flat_states: dict[int, FlatState] = {}
+        self._members = {id(p): self._member(p) for group in groups for p in group["params"]}
         self._sharded: list[Sharded] = []
         self._parts: dict[tuple[int, int], Part] = {}
-        self._flat_states: dict[int, FlatState] = {}
         self._in_backward = in_backward
         self.inner = cls([{**group, "params": self._pieces_of(group["params"])} for group in groups], **options)
         super().__init__(groups, dict(self.inner.defaults))
@@ -80,8 +93,9 @@ class PagedOptimizer(Optimizer):
         whole = all(id(parameter) in self._members for parameter in flat.parameters)
         with flat.held():
             for low, high in spans:
-                if (id(flat), low) in self._parts:
-                    self._parts[id(flat), low].step(self.inner)
+                for start, _ in self._flat_state(flat).within(low, high):
+                    if (id(flat), start) in self._parts:
+                        self._parts[id(flat), start].step(self.inner)
                 if whole:
                     flat.gradient.use_up(high)
         if whole and flat.paging is not None:  # a gradient in pages isn't kept until zero_grad
@@ -111,7 +125,7 @@ class PagedOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take one more group; its parameters must be a sharded model's, of this one or another."""
         group = _normalised_group(param_group)
-        fresh = {id(p): _member(p) for p in group["params"] if id(p) not in self._members}
+        fresh = {id(p): self._member(p) for p in group["params"] if id(p) not in self._members}
         super().add_param_group(group)
         if len(self.param_groups) > len(self.inner.param_groups):  # not so in construction
             self._members |= fresh
@@ -133,18 +147,32 @@ class PagedOptimizer(Optimizer):
         self._put_state_away()
 
     def _put_state_away(self) -> None:
-        """What the inner optimizer made in its construction, or was given, goes into pages where there are any."""
+        """What the inner optimizer made in its construction, or was given, goes into columns where there are any."""
         for part in self._parts.values():
             with part.open_state(self.inner, dirty=True):
                 pass
 
     def _part_of(self, piece: PieceParameter) -> Part:
-        flat = piece.flat
-        low, high = next(span for span in flat.spans() if span[0] <= piece.place.shard_offset < span[1])
+        flat, state = piece.flat, self._flat_state(piece.flat)
+        low, high = next(span for span in state.spans() if span[0] <= piece.place.shard_offset < span[1])
         if (id(flat), low) not in self._parts:
-            state = self._flat_states.setdefault(id(flat), FlatState(flat))
             self._parts[id(flat), low] = Part(flat, low, high, state, len(self.inner.param_groups))
         return self._parts[id(flat), low]
+
+    def _flat_state(self, flat: Flat) -> FlatState:
+        if id(flat) not in self._flat_states:
+            self._flat_states[id(flat)] = FlatState(flat, self._quantized)
+        return self._flat_states[id(flat)]
+
+    def _member(self, parameter: Any) -> _Member:
+        home = _home(parameter)
+        pieces = [
+            piece_parameter(home.flat, place)
+            for low, high in self._flat_state(home.flat).spans()
+            for place in home.flat.pieces(low, high)
+            if place.index == home.index
+        ]
+        return _Member(home.sharded, home.flat, pieces)
 
     def places(self) -> list[tuple[Flat, Piece]]:
         """Of each parameter that this rank has a piece of: its flat, and the piece, however many spans it lies in."""
@@ -164,7 +192,7 @@ class PagedOptimizer(Optimizer):
         }
 
     def _read_state(self, member: _Member, key: str) -> Tensor:
-        if member.flat.paging is None:
+        if not self._flat_state(member.flat).in_columns:
             whole: Tensor = self.inner.state[member.pieces[0]][key]
             return whole
         found = []
@@ -202,7 +230,7 @@ class PagedOptimizer(Optimizer):
         pieces = self._inner_pieces()
         for number, values in state["state"].items():
             piece = pieces[number]
-            if piece.flat.paging is not None:
+            if self._flat_state(piece.flat).in_columns:
                 with self._part_of(piece).open_state(self.inner, dirty=False):
                     opened = self.inner.state[piece]
                     state["state"][number] = {
@@ -222,7 +250,7 @@ class PagedOptimizer(Optimizer):
                         f"{pieces[index].numel()}: it was saved by another rank or world; use cd.save and cd.load"
                     )
         for state in self._flat_states.values():
-            state.paged.clear()
+            state.forget()
         self.inner.load_state_dict(state_dict)
         self._put_state_away()
         for inner, outer in zip(self.inner.param_groups, self.param_groups, strict=True):
@@ -231,7 +259,8 @@ class PagedOptimizer(Optimizer):
     def state_bytes(self) -> int:
         """Bytes of optimizer state on this rank."""
         tensors = (value for state in self.inner.state.values() for value in state.values())
-        return sum(value.nbytes for value in tensors if isinstance(value, Tensor) and not value.is_meta)
+        whole = sum(value.nbytes for value in tensors if isinstance(value, Tensor) and not value.is_meta)
+        return whole + sum(state.nbytes for state in self._flat_states.values())
 
     def _sync_groups(self) -> None:
         for inner, outer in zip(self.inner.param_groups, self.param_groups, strict=True):
@@ -283,7 +312,7 @@ def _cut(value: Any, whole: Piece, part: Piece) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _member(parameter: Any) -> _Member:
+def _home(parameter: Any) -> Home:
     home = home_of(parameter)
     if home is None:
         raise ValueError(
@@ -295,13 +324,7 @@ def _member(parameter: Any) -> _Member:
             f"{home.flat.layout.slots[home.index].name} was frozen when the model was sharded: "
             f"unfreeze parameters before cd.shard"
         )
-    pieces = [
-        piece_parameter(home.flat, place)
-        for low, high in home.flat.spans()
-        for place in home.flat.pieces(low, high)
-        if place.index == home.index
-    ]
-    return _Member(home.sharded, home.flat, pieces)
+    return home
 
 
 def normalised(params: Iterable[Any]) -> list[dict[str, Any]]:

@@ -11,9 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ciuic_dist.compress.blockwise import SIGNED, UNSIGNED
 from ciuic_dist.sharding.columns import Column, opened
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.layout import Piece
+
+_NEVER_NEGATIVE = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_inf"}
+"""The keys of state of torch's optimizers that has no sign."""
+
+_QUANTIZED_SPAN = 1 << 20
+"""Elements; a multiple of a block's."""
 
 
 class PieceParameter(nn.Parameter):
@@ -35,21 +42,55 @@ def piece_parameter(flat: Flat, place: Piece) -> PieceParameter:
 
 @dataclass(slots=True)
 class FlatState:
-    """The optimizer state of a flat under a budget: a column for each key of state with one value an element.
+    """The optimizer state of a flat that is kept in columns: one for each key of state with one value an element.
 
+    ``quantized``: of fp32 values in 8 bits.
     ``paged`` has for the keys of a piece that are there what ``inner.state`` has for them then: tensors without
     memory. They are made once: small objects made anew in each step break up the heap.
     """
 
     flat: Flat
+    quantized: bool = False
     columns: dict[str, Column] = field(default_factory=dict)
     paged: dict[PieceParameter, dict[str, Tensor]] = field(default_factory=dict)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """What is updated at once, in order."""
+        for low, high in self.flat.spans():
+            yield from self.within(low, high)
+
+    def within(self, low: int, high: int) -> Iterator[tuple[int, int]]:
+        """The same of one span of the flat; what has to be made fp32 for the update is not all of a large shard."""
+        step = _QUANTIZED_SPAN if self.quantized else high - low
+        for start in range(low, high, step):
+            yield start, min(start + step, high)
+
+    @property
+    def in_columns(self) -> bool:
+        """Whether that is where the state is; else the inner optimizer has it."""
+        return self.quantized or self.flat.paging is not None
 
     def column(self, key: str, dtype: torch.dtype) -> Column:
         """The column of ``key``, made at first use."""
         if key not in self.columns:
-            self.columns[key] = self.flat.column(key, dtype)
+            self.columns[key] = self._make_column(key, dtype)
         return self.columns[key]
+
+    def forget(self) -> None:
+        """Nothing that is kept is of use any more."""
+        self.paged.clear()
+        for column in self.columns.values():
+            column.drop()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory that belong to the columns alone."""
+        return sum(column.nbytes for column in self.columns.values())
+
+    def _make_column(self, key: str, dtype: torch.dtype) -> Column:
+        if self.quantized and dtype == torch.float32:
+            return self.flat.quantized_column(key, UNSIGNED if key in _NEVER_NEGATIVE else SIGNED)
+        return self.flat.column(key, dtype)
 
 
 class Part:
@@ -80,8 +121,8 @@ class Part:
 
     @contextmanager
     def open_state(self, inner: Optimizer, *, dirty: bool) -> Iterator[None]:
-        """State that is in pages is in ``inner.state`` while the context lasts; ``dirty``: it may change."""
-        if self.flat.paging is None:
+        """State that is in columns is in ``inner.state`` while the context lasts; ``dirty``: it may change."""
+        if not self._state.in_columns:
             yield
             return
         with ExitStack() as stack:
@@ -101,7 +142,7 @@ class Part:
                 self._put_away(piece, inner.state.get(piece, {}), span)
 
     def _put_away(self, piece: PieceParameter, state: dict[str, Any], span: Any) -> None:
-        """Move what has one value an element into pages; what is left in ``state`` has no memory."""
+        """Move what has one value an element into columns; what is left in ``state`` has no memory."""
         before = self._state.paged.get(piece, {})
         paged = {}
         for key, value in state.items():

@@ -27,21 +27,25 @@ class Column(Protocol):
         """The span was used; ``dirty``: written to."""
         ...
 
-    def use_up(self, high: int) -> None:
-        """The values up to element ``high`` are of no use any more; called with the ends of spans in order."""
-        ...
-
     def drop(self) -> None:
         """No value is of use any more."""
-        ...
-
-    def scale(self, factor: float) -> None:
-        """Multiply all values, now or when they are next used."""
         ...
 
     @property
     def nbytes(self) -> int:
         """Bytes of device memory that belong to this column alone."""
+        ...
+
+
+class GradientColumn(Column, Protocol):
+    """Used anew in each step."""
+
+    def use_up(self, high: int) -> None:
+        """The values up to element ``high`` are of no use any more; called with the ends of spans in order."""
+        ...
+
+    def scale(self, factor: float) -> None:
+        """Multiply all values, now or when they are next used."""
         ...
 
 

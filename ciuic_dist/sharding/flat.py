@@ -22,10 +22,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ciuic_dist.sharding.columns import Column, ResidentColumn, opened
+from ciuic_dist.compress.blockwise import Code
+from ciuic_dist.sharding.columns import Column, GradientColumn, ResidentColumn, opened
 from ciuic_dist.sharding.layout import FlatLayout, Piece
 from ciuic_dist.sharding.masters import Master, ShardMaster, SplitMaster, WideMaster
 from ciuic_dist.sharding.norms import power_sum
+from ciuic_dist.sharding.quantized import BlockPlace, QuantizedColumn
 from ciuic_dist.sharding.summing import mean_into
 
 _TAKEN_EARLY = 2.0
@@ -33,9 +35,11 @@ _TAKEN_EARLY = 2.0
 
 
 class Paging(Protocol):
-    """Where a flat's columns live under a budget."""
+    """Where a flat's columns live under a budget: in pages of ``page_bytes``."""
 
-    def gradient(self, name: str, numel: int, dtype: torch.dtype) -> Column:
+    page_bytes: int
+
+    def gradient(self, name: str, numel: int, dtype: torch.dtype) -> GradientColumn:
         """Gradients of ``numel`` elements; ``name`` is for errors."""
         ...
 
@@ -118,12 +122,19 @@ class Flat:
 
     def column(self, name: str, dtype: torch.dtype) -> Column:
         """One more value for each element of the shard, kept from step to step."""
-        numel = self.layout.shard_numel
+        return self._kept(name, self.layout.shard_numel, dtype)
+
+    def quantized_column(self, name: str, code: Code) -> Column:
+        """The same for fp32 values, in 8 bits."""
+        place = BlockPlace(self.layout.shard_numel, None if self.paging is None else self.paging.page_bytes)
+        return QuantizedColumn(self._kept(name, place.nbytes, torch.uint8), place, code, self.device)
+
+    def _kept(self, name: str, numel: int, dtype: torch.dtype) -> Column:
         if self.paging is None:
             return ResidentColumn(numel, dtype, self.device)
         return self.paging.state(f"{self.name} {name}", numel, dtype)
 
-    def _gradient(self) -> Column:
+    def _gradient(self) -> GradientColumn:
         numel = self.layout.shard_numel
         if self.paging is None:
             return ResidentColumn(numel, self.master_dtype, self.device)

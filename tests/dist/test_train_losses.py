@@ -74,6 +74,13 @@ def test_bf16_stays_near_fp32(tmp_path: Path) -> None:
     assert found != pytest.approx(plain_losses(), abs=1e-5)
 
 
+def test_8_bit_state_stays_near_fp32(tmp_path: Path) -> None:
+    train(tmp_path, *JOB, "optimizer.state_dtype=8bit", world=2)
+    found = losses(tmp_path / "runs" / "run")
+    assert found == pytest.approx(plain_losses(), abs=0.02)
+    assert found != plain_losses()
+
+
 LARGER = ("model.overrides.n_embd=128", "model.overrides.n_layer=3", "train.micro_batch=1")
 
 

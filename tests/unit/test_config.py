@@ -6,9 +6,11 @@ import dataclasses
 from typing import Any
 
 import pytest
+from torch import nn
 
 from ciuic_dist.compose import compose, help_text, options
 from ciuic_dist.config import Config, ConfigError, ModelConfig, field_names, flatten, from_mapping, to_mapping
+from ciuic_dist.engines.build import build
 from ciuic_dist.train import main
 
 
@@ -82,6 +84,7 @@ def test_a_run_is_named_after_model_and_engine(overrides: list[str], name: str) 
         ("train.steps=true", r"train\.steps must be of type int, not True"),
         ("train.compile=1", r"train\.compile must be of type bool, not 1"),
         ("train.precision=fp16", r"train\.precision must be one of fp32, bf16, not 'fp16'"),
+        ("optimizer.state_dtype=4bit", r"optimizer\.state_dtype must be one of fp32, 8bit, not '4bit'"),
         ("optimizer.betas=[0.9]", r"optimizer\.betas must be 2 values, not \[0\.9\]"),
         ("engine.stage=4", r"engine\.stage is a ZeRO stage, 0 to 3, not 4"),
         ("train.steps=0", r"train\.steps must be at least 1"),
@@ -112,6 +115,13 @@ def test_a_wrong_setting_is_one_clear_line(override: str, complaint: str) -> Non
 def test_a_mapping_is_checked_too(tree: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         from_mapping(tree)
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "deepspeed"])
+def test_other_engines_have_no_8_bit_state(engine: str) -> None:
+    config = compose(["+model=gpt2", f"engine={engine}", "optimizer.state_dtype=8bit"])
+    with pytest.raises(ConfigError, match=f"engine={engine} keeps state in fp32"):
+        build(config.engine, nn.Linear(1, 1), optimizer=config.optimizer, train=config.train)
 
 
 def test_without_a_model_the_error_lists_the_models(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,15 @@ def test_real_parameters_are_fused() -> None:
     assert cd.AdamW(p for p in model.parameters()).param_groups[0]["fused"] is True
 
 
+@pytest.mark.parametrize("state_dtype", ["8", "int8", 8, torch.uint8])
+def test_a_dtype_of_state_that_there_is_not_is_refused(state_dtype: Any) -> None:
+    model = cd.shard(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="state_dtype must be None or '8bit'"):
+        cd.AdamW(model.parameters(), state_dtype=state_dtype)
+    with pytest.raises(ValueError, match="state_dtype must be None or '8bit'"):
+        cd.paged(torch.optim.SGD, model.parameters(), state_dtype=state_dtype)
+
+
 def test_a_group_of_another_sharded_model_trains_with_it() -> None:
     first, second = nn.Linear(8, 8), nn.Linear(8, 8)
     for model in (first, second):
