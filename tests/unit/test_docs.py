@@ -34,6 +34,7 @@ NOT_RUN = {
     ".venv/bin/pre-commit install": "it changes the git hooks of the checkout",
     "python -m benchmarks.engines": "it takes long and wants a quiet machine",
     "python -m benchmarks.zoo": "it takes long; tests/dist tries a part of the zoo",
+    "python -m benchmarks.state8": "it trains for minutes",
 }
 
 
