@@ -20,7 +20,8 @@ from ciuic_dist.sharding.layout import round_up
 from ciuic_dist.sharding.registry import sharded_of
 from tests.dist.launch import launch
 from tests.dist.models import Stack
-from tests.dist.test_spill import OPTIMIZERS, assert_spilling_changes_nothing, below, every_tier
+from tests.dist.spilling import assert_spilling_changes_nothing, below, every_tier
+from tests.dist.test_spill import OPTIMIZERS
 from tests.dist.training import OUR_ADAMW, Sample, Task, assert_equal, made, train_plain, train_sharded
 
 EIGHT = partial(OUR_ADAMW, state_dtype="8bit")
