@@ -122,11 +122,15 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class MemoryConfig:
-    """What each tier may hold, as text such as "20GiB", ``nvme`` with its folder: "/scratch:500GiB". None: no limit."""
+    """What each tier may hold, as text such as "20GiB", ``nvme`` with its folder: "/scratch:500GiB". None: no limit.
+
+    ``activations``: what becomes of what each unit saves for its backward.
+    """
 
     device: str | None = None
     host: str | None = None
     nvme: str | None = None
+    activations: Literal["auto", "keep", "offload", "recompute"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)

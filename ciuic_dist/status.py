@@ -14,7 +14,10 @@ from ciuic_dist.sharding.spill import Spill
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One rank's view: bytes by tier, traffic with other ranks and between tiers since the start."""
+    """One rank's view: bytes by tier, traffic with other ranks and between tiers since the start.
+
+    ``activations``: how many units keep, offload and recompute theirs, once the first step has told.
+    """
 
     tiers: dict[str, TierUsage]
     gathers: int
@@ -22,6 +25,7 @@ class Status:
     reduces: int
     reduced_bytes: int
     spilling: Spilling
+    activations: dict[str, int]
 
 
 def status(model: nn.Module) -> Status:
@@ -41,6 +45,7 @@ def status(model: nn.Module) -> Status:
         traffic.reduces,
         traffic.reduced_bytes,
         Spilling() if spill is None else _spilling(spill),
+        {} if sharded.activations is None else sharded.activations.ways(),
     )
 
 

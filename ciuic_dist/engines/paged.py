@@ -37,7 +37,7 @@ class PagedEngine(Evaluates):
         memory: MemoryConfig | None = None,
     ) -> None:
         precision = "bf16" if train.precision == "bf16" else None
-        budget = None if memory is None else Memory(memory.device, memory.host, memory.nvme)
+        budget = None if memory is None else Memory(memory.device, memory.host, memory.nvme, memory.activations)
         self.model = shard(model, stage=engine.stage, memory=budget, mixed_precision=precision)
         self.optimizer = AdamW(
             self.model.parameters(),

@@ -1,4 +1,4 @@
-"""What autograd saves in forward, in a lower tier until its backward.
+"""What autograd saves in forward, in lower tiers until its backward.
 
 A saved tensor is a view of a storage, and often one of several (the heads of one projection, the input of two
 layers), so whole storages are stored, once each. A storage's memory is let go when it is written, and comes back
@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ciuic_dist.memory.host import allocate
-from ciuic_dist.memory.pool import PoolFull
+from ciuic_dist.memory.extent import no_room, take_slot
 from ciuic_dist.memory.tier import PageError, Tier
 from ciuic_dist.memory.transfer import Ticket, Transfers
 
 
 class ActivationStore:
-    """Keeps the tensors saved under ``saving`` in ``tier``. One thread at a time, the backward's included.
+    """Keeps the tensors saved under ``saving`` in ``tiers``. One thread at a time, the backward's included.
 
     That a transfer is through, or a graph freed, is noticed at the next call, or the next tensor saved or asked for.
 
@@ -35,7 +35,7 @@ class ActivationStore:
 
     def __init__(
         self,
-        tier: Tier,
+        tiers: Sequence[Tier],
         transfers: Transfers,
         *,
         least_bytes: int,
@@ -44,40 +44,57 @@ class ActivationStore:
     ) -> None:
         """Store CPU storages of ``least_bytes`` and more, unless ``keep`` says that a saved tensor's stays anyway.
 
-        ``keep`` is for parameters, their full forms and their views. At most ``bytes_under_way`` wait to be
-        written, or one storage where that is larger; forward waits for the oldest.
+        ``tiers`` have pages of one size; the first that has room is used. ``keep`` is for parameters, their full
+        forms and their views. At most ``bytes_under_way`` wait to be written, or one storage where that is larger;
+        forward waits for the oldest.
         """
-        self._tier = tier
+        self._tiers = tiers
+        self._page_bytes = tiers[0].page_bytes
         self._transfers = transfers
         self._least_bytes = least_bytes
         self._bytes_under_way = bytes_under_way
         self._keep = keep
         self._known: weakref.WeakValueDictionary[int, _Stored] = weakref.WeakValueDictionary()  # by storage
-        self._forwards: dict[int, list[_Forward]] = {}  # by unit, oldest first
+        self._forwards: dict[int, list[SavedForward]] = {}  # by unit, oldest first
         self._writing: deque[_Stored] = deque()
         self._reading: deque[_Stored] = deque()
         # Graphs are freed anywhere, also by the garbage collector in the middle of SlotPool: that only leaves a note.
-        self._freed: deque[list[int]] = deque()
+        self._freed: deque[_Slots] = deque()
 
     @contextmanager
-    def saving(self, unit_index: int) -> Iterator[None]:
+    def saving(self, unit_index: int, *, leaving: int | None = None) -> Iterator[SavedForward]:
         """Store what autograd saves in here, as a part of one forward of the unit.
 
-        Raises PoolFull where the tier has too few slots left. Errors of the tier are raised by the backward.
+        ``leaving``: what would leave the tiers fewer free slots stays in memory. Without it, raises BudgetError where
+        they have too few. Errors of the tiers are raised by the backward.
         """
         self._collect()
-        forward: _Forward = []
+        forward = SavedForward(unit_index, leaving)
         others = self._forwards.get(unit_index, [])
-        self._forwards[unit_index] = [*(f for f in others if any(ref() for ref in f)), forward]
-        with saved_tensors_hooks(partial(self._pack, unit_index, forward), self._unpack):
-            yield
+        self._forwards[unit_index] = [*(other for other in others if other.is_alive()), forward]
+        with saved_tensors_hooks(partial(self._pack, forward), self._unpack):
+            yield forward
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """What autograd saves in here stays in memory, also inside ``saving``."""
+        return saved_tensors_hooks(_Kept, _Kept.tensor)
+
+    def bytes_to_store(self, values: Iterable[object]) -> int:
+        """Of the tensors among ``values``, whose storages count once, if they were saved."""
+        storages = (v.untyped_storage() for v in values if isinstance(v, Tensor) and self._is_worth_it(v))
+        return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+    def is_overruled(self) -> bool:
+        """Whether others' hooks for saved tensors are on here, such as those of ``torch.utils.checkpoint``."""
+        hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        return hooks is not None and getattr(hooks[0], "func", None) != self._pack
 
     def prefetch(self, unit_index: int) -> None:
         """Begin to bring back what the unit's latest forward without a backward has saved; returns at once."""
         self._collect()
         forwards = self._forwards.get(unit_index, [])
         while forwards:
-            stored = [s for ref in reversed(forwards[-1]) if (s := ref()) is not None and s.unread]
+            stored = forwards[-1].unread()
             for each in stored:
                 self._recall(each)
             if stored:
@@ -93,15 +110,15 @@ class ActivationStore:
             self._reading.popleft()
         self._collect()
 
-    def _pack(self, unit_index: int, forward: _Forward, tensor: Tensor) -> _Saved | _Kept:
+    def _pack(self, forward: SavedForward, tensor: Tensor) -> _Saved | _Kept:
         if not self._is_worth_it(tensor):
             return _Kept(tensor)
         self._collect()
         stored = self._known.get(tensor.untyped_storage()._cdata)
         if stored is None or not stored.is_of(tensor):
-            stored = self._store(tensor, f"activations of unit {unit_index}, {tuple(tensor.shape)} of {tensor.dtype}")
-        forward.append(weakref.ref(stored))
-        return _Saved(stored, tensor)
+            stored = self._store(tensor, forward)
+        forward.note(tensor, stored)
+        return _Kept(tensor) if stored is None else _Saved(stored, tensor)
 
     def _unpack(self, saved: _Saved | _Kept) -> Tensor:
         if isinstance(saved, _Kept):
@@ -122,11 +139,16 @@ class ActivationStore:
             return False  # parameters; what has more to it than its bytes
         return tensor.untyped_storage().nbytes() >= self._least_bytes and not self._keep(tensor)
 
-    def _store(self, tensor: Tensor, name: str) -> _Stored:
+    def _store(self, tensor: Tensor, forward: SavedForward) -> _Stored | None:
+        """None where it has to stay."""
         storage = tensor.untyped_storage()
+        name = f"activations of unit {forward.unit_index}, {tuple(tensor.shape)} of {tensor.dtype}"
+        slots = self._take_slots(storage.nbytes(), name, forward.leaving)
+        if slots is None:
+            return None
         while self._writing and self._bytes_being_written() + storage.nbytes() > self._bytes_under_way:
             self._let_go_of_oldest()
-        stored = _Stored(tensor, name, self._take_slots(storage.nbytes(), name), self._freed)
+        stored = _Stored(tensor, name, slots, self._freed)
         stored.writes = self._move(self._transfers.store, stored, _bytes_of(tensor))
         self._writing.append(stored)
         self._known[storage._cdata] = stored
@@ -136,24 +158,30 @@ class ActivationStore:
         """See to it that the content is in memory, or on its way, and stays."""
         stored.recalled = True
         if stored.needs_fetch:
-            stored.fetched = allocate(stored.nbytes, torch.uint8, torch.device("cpu"))
+            stored.fetched = torch.empty(stored.nbytes, dtype=torch.uint8)
             stored.reads = self._move(self._transfers.fetch, stored, stored.fetched)
             self._reading.append(stored)
 
     def _move(self, move: _Move, stored: _Stored, content: Tensor) -> list[Ticket]:
-        pages = content.split(self._tier.page_bytes)
+        pages = content.split(self._page_bytes)
         return [
-            move(self._tier, slot, page, f"{stored.name} page {number}")
-            for number, (slot, page) in enumerate(zip(stored.slots, pages, strict=True))
+            move(tier, slot, page, f"{stored.name} page {number}")
+            for number, ((tier, slot), page) in enumerate(zip(stored.slots, pages, strict=True))
         ]
 
-    def _take_slots(self, nbytes: int, name: str) -> list[int]:
-        pool, count = self._tier.pool, -(-nbytes // self._tier.page_bytes)
-        if pool.free_slots < count:
+    def _take_slots(self, nbytes: int, name: str, leaving: int | None) -> _Slots | None:
+        count = -(-nbytes // self._page_bytes)
+        wanted = count + (leaving or 0)
+        if self._free_slots() < wanted:
             self.settle()  # freed graphs have theirs until the writing is through
-        if pool.free_slots < count:
-            raise PoolFull(f"{name}: {count} pages don't fit into {self._tier.name}, which has {pool.free_slots} left")
-        return [pool.alloc() for _ in range(count)]
+        if self._free_slots() < wanted:
+            if leaving is not None:
+                return None
+            raise no_room(self._tiers, f"{name} ({nbytes} bytes)")
+        return [take_slot(self._tiers, name) for _ in range(count)]
+
+    def _free_slots(self) -> int:
+        return sum(tier.pool.free_slots for tier in self._tiers)
 
     def _bytes_being_written(self) -> int:
         return sum(stored.nbytes for stored in self._writing)
@@ -169,14 +197,49 @@ class ActivationStore:
         while self._reading and all(ticket.done() for ticket in self._reading[0].reads):
             self._reading.popleft()
         while self._freed:
-            for slot in self._freed.popleft():
-                self._tier.pool.free(slot)
+            for tier, slot in self._freed.popleft():
+                tier.pool.free(slot)
+
+
+class SavedForward:
+    """What one forward of a unit has saved, but for small tensors, parameters and their like."""
+
+    def __init__(self, unit_index: int, leaving: int | None) -> None:
+        self.unit_index = unit_index
+        self.leaving = leaving
+        self.nbytes = 0
+        """Of the storages that are stored, once each, also of those that another forward had saved before."""
+        self.nbytes_kept = 0
+        """Of those that stay in memory, since the tiers have no room."""
+        self._stored: list[weakref.ref[_Stored]] = []
+        self._seen: set[int] = set()
+
+    def note(self, tensor: Tensor, stored: _Stored | None) -> None:
+        """Count the tensor's storage."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata if stored is None else id(stored)  # the memory behind a stored one's is another's soon
+        if key not in self._seen:
+            self._seen.add(key)
+            if stored is None:
+                self.nbytes_kept += storage.nbytes()
+            else:
+                self.nbytes += storage.nbytes()
+        if stored is not None:
+            self._stored.append(weakref.ref(stored))
+
+    def is_alive(self) -> bool:
+        """Whether a graph still needs something of it."""
+        return any(ref() is not None for ref in self._stored)
+
+    def unread(self) -> list[_Stored]:
+        """What no backward has asked for yet, what was saved last coming first."""
+        return [stored for ref in reversed(self._stored) if (stored := ref()) is not None and stored.unread]
 
 
 class _Stored:
     """One storage's content. It lives as long as a graph needs it or a transfer is under way, and its slots with it."""
 
-    def __init__(self, tensor: Tensor, name: str, slots: list[int], freed: deque[list[int]]) -> None:
+    def __init__(self, tensor: Tensor, name: str, slots: _Slots, freed: deque[_Slots]) -> None:
         self.name = name
         self.slots = slots
         self.nbytes = tensor.untyped_storage().nbytes()
@@ -267,7 +330,7 @@ class _Kept:
         return self._tensor
 
 
-_Forward = list[weakref.ref[_Stored]]
+_Slots = list[tuple[Tier, int]]
 _Move = Callable[[Tier, int, Tensor, str], Ticket]
 
 

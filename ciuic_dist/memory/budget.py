@@ -9,6 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
+from ciuic_dist.planning.activations import Way
+
 
 class BudgetError(ValueError):
     """A budget that can't be read or can't be met; says what to write instead."""
@@ -16,12 +18,16 @@ class BudgetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """One rank's part of each tier in bytes (None: no budget), and the folder of its NVMe tier."""
+    """One rank's part of each tier in bytes (None: no budget), and the folder of its NVMe tier.
+
+    ``activations``: what becomes of them, None to decide.
+    """
 
     device: int | None = None
     host: int | None = None
     nvme: int | None = None
     folder: Path | None = None
+    activations: Way | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +36,30 @@ class Memory:
 
     ``device`` is what each rank may use; ``host`` and ``nvme`` are what each host gives, in equal parts to its ranks.
     None: no limit on the device, so nothing is spilled from it; none of that tier for the other two.
+    ``activations``: "keep", "offload" or "recompute" those of all units (where a unit can be recomputed); "auto":
+    whatever fits best.
     """
 
     device: str | int | None = None
     host: str | int | None = None
     nvme: str | None = None
+    activations: str = "auto"
 
     def resolve(self, ranks_on_host: int) -> Budgets:
         """The part of one of ``ranks_on_host`` ranks.
 
         Raises BudgetError where a text can't be read, or the folder is missing or can't be written to.
         """
+        activations = _parse_way(self.activations)
+        if activations is not None and self.device is None:
+            raise BudgetError(f"memory.activations={self.activations} needs a budget: give memory.device as well")
         folder, nvme = (None, None) if self.nvme is None else _parse_nvme(self.nvme)
         return Budgets(
             device=None if self.device is None else parse_size(self.device, "memory.device"),
             host=None if self.host is None else parse_size(self.host, "memory.host") // ranks_on_host,
             nvme=None if nvme is None else nvme // ranks_on_host,
             folder=folder,
+            activations=activations,
         )
 
 
@@ -70,6 +83,15 @@ _UNITS: Final = {
     for power, unit in enumerate((prefix + suffix for prefix in "kmgt"), start=1)
 }
 _SIZE: Final = re.compile(r"\s*(?:([0-9]+)\s*B?|([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B))\s*", re.IGNORECASE)
+
+
+def _parse_way(text: str) -> Way | None:
+    if text == "auto":
+        return None
+    try:
+        return Way(text)
+    except ValueError:
+        raise BudgetError(f"memory.activations={text!r} must be one of auto, {', '.join(Way)}") from None
 
 
 def _parse_nvme(text: str) -> tuple[Path, int]:

@@ -54,5 +54,10 @@ def take_slot(tiers: Sequence[Tier], name: str) -> tuple[Tier, int]:
     for tier in tiers:
         if tier.pool.free_slots:
             return tier, tier.pool.alloc()
+    raise no_room(tiers, name)
+
+
+def no_room(tiers: Sequence[Tier], name: str) -> BudgetError:
+    """The error for something that doesn't fit."""
     held = ", ".join(f"{tier.name} {tier.usage().budget} bytes" for tier in tiers)
-    raise BudgetError(f"no tier has room for {name}: give memory.host or memory.nvme more (now {held})")
+    return BudgetError(f"no tier has room for {name}: give memory.host or memory.nvme more (now {held})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,12 @@ class TransferStats:
 
     links: Mapping[str, LinkStats]
     stall_seconds: float
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second, over all links while they were busy; infinite before the first transfer."""
+        seconds = sum(link.seconds for link in self.links.values())
+        return sum(link.bytes for link in self.links.values()) / seconds if seconds else math.inf
 
 
 @dataclass(frozen=True, slots=True)

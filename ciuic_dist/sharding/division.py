@@ -12,6 +12,7 @@ from math import sqrt
 
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.process import return_freed_memory
+from ciuic_dist.sharding.activations import Activations
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.meter import ActivationMeter
 from ciuic_dist.sharding.sizes import KnownSizes, Sizes
@@ -25,11 +26,17 @@ class Division:
     """Watches a model's steps for what they need. All ranks that share full forms do the same at the same time."""
 
     def __init__(
-        self, spill: Spill, exchange: Exchange, gradient_slots: Callable[[], int], largest_share: float
+        self,
+        spill: Spill,
+        exchange: Exchange,
+        activations: Activations | None,
+        gradient_slots: Callable[[], int],
+        largest_share: float,
     ) -> None:
         """``gradient_slots`` and ``largest_share``: see ``Spill.divide``."""
         self._spill = spill
         self._exchange = exchange
+        self._activations = activations
         self._gradient_slots = gradient_slots
         self._largest_share = largest_share
         self._known = KnownSizes()
@@ -84,6 +91,8 @@ class Division:
             needed = self._spill.transient_bytes(self._counted(meter), meter.growth)
             self._needed = self._largest(max(needed, self._needed))
             self._divide(self._needed)
+        elif self._activations is not None:
+            self._activations.decide(self._spill.most_transient - self._counted(self._meter))
         return_freed_memory()
 
     @property
@@ -105,7 +114,7 @@ class Division:
         watching = self._evaluation or self._meter
         if watching is not None and watching.counting:
             try:
-                self._spill.check(self._counted(watching))
+                self._check(self._counted(watching))
             except BudgetError:
                 self._refused = True
                 raise
@@ -120,13 +129,18 @@ class Division:
             self._evaluation = ActivationMeter()
             self._evaluation.start()
         elif self._meter is None or self._meter.weighing:
-            self._meter = ActivationMeter()
+            self._watch_anew()
+
+    def _watch_anew(self) -> None:
+        self._meter = ActivationMeter()
+        if self._activations is not None:
+            self._activations.watch_anew()
 
     def _agree_on(self, meter: ActivationMeter) -> int:
         """The most that any rank has counted. Raises BudgetError where that is too much."""
         needed = self._largest(self._counted(meter))
         try:
-            self._spill.check(needed)
+            self._check(needed)
         except BudgetError:
             self._forget()
             if not self._refused:  # this rank has said so
@@ -134,7 +148,11 @@ class Division:
         return needed
 
     def _counted(self, meter: ActivationMeter) -> int:
-        return meter.peak + self.state_bytes
+        decided = self._activations if meter.weighing else None
+        return meter.peak + self.state_bytes + (0 if decided is None else decided.needed)
+
+    def _check(self, needed: int) -> None:
+        self._spill.check(needed, 0 if self._activations is None else self._activations.crowded)
 
     def _largest(self, number: int) -> int:
         """Of the ranks that gather together; the others each have a division of their own."""
@@ -145,7 +163,7 @@ class Division:
         """The next step is the first again."""
         if self._meter is not None:
             self._meter.stop()
-        self._meter = ActivationMeter()
+        self._watch_anew()
         self._known.forget()
 
     def _divide(self, needed: int) -> None:

@@ -62,6 +62,11 @@ class SpilledShard:
         self._reads: list[Ticket] = []
         self._writes: list[Ticket] = []
 
+    @property
+    def stored(self) -> bool:
+        """Whether it has its place in lower tiers."""
+        return self._extent.stored
+
     def take(self) -> None:
         """See ``Homes.take``."""
         self._homes.take(self)

@@ -11,6 +11,8 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
+from ciuic_dist.planning.activations import Way
+from ciuic_dist.sharding.activations import Activations
 from ciuic_dist.sharding.division import Division
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.gathers import Gathers
@@ -41,6 +43,8 @@ class Sharded:
         self.exchange = exchange
         self.stage = stage
         self.spill = spill
+        keeps = spill is None or spill.activations is Way.KEEP
+        self.activations = None if spill is None or keeps else Activations(module, self.units, spill)
         self.division = None if spill is None else self._division(spill)
         self.gathers = Gathers(self.units, exchange)
         # The root's gradients come over the whole backward, and are complete at its end.
@@ -60,7 +64,8 @@ class Sharded:
     def _division(self, spill: Spill) -> Division:
         sizes = [flat.layout.shard_numel for flat in self.flats if flat.trainable]
         largest_share = max(sizes, default=0) / max(sum(sizes), 1)
-        return Division(spill, self.exchange, partial(self._gradient_slots, spill.page_bytes), largest_share)
+        gradient_slots = partial(self._gradient_slots, spill.page_bytes)
+        return Division(spill, self.exchange, self.activations, gradient_slots, largest_share)
 
     def begin_forward(self, sizes: Sizes) -> None:
         """The model's forward begins, with tensors of these sizes."""
@@ -107,6 +112,8 @@ class Sharded:
         """``unit`` is about to compute: gather the units whose weights it reads, and itself."""
         if forward:
             self._running.append(unit)
+        elif self.activations is not None:
+            self.activations.backward_begins(unit)
         for other in unit.reads:
             self.gathers.need(other)
         self.gathers.need(unit)
@@ -179,6 +186,8 @@ class Sharded:
         self.versions.count_update()
         self.updating = self.torn = False
         self._state_bytes = sum(optimizer.state_bytes() for optimizer in self.optimizers)
+        if self.activations is not None:
+            self.activations.end_step()
         if self.spill is not None and self.division is not None:
             self.division.state_bytes = self._state_bytes
             self.division.end_step()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from ciuic_dist.comm.groups import timeout_seconds
+from ciuic_dist.memory.activations import ActivationStore
 from ciuic_dist.memory.budget import BudgetError, Budgets
 from ciuic_dist.memory.extent import Extent
 from ciuic_dist.memory.file import FileTier
@@ -53,7 +55,10 @@ class Spill:
         self.gradients = self._pager(_GRADIENT_SLOTS)
         self.steps = 0
         self.transient = 0
+        self.activations = budgets.activations
         self._state_columns: list[PagedColumn] = []
+        self._gradient_columns: list[PagedColumn] = []
+        self._shards: list[SpilledShard] = []
         self._fixed = 0
         self._least_parameters = 0
         self._parameter_bytes = 0
@@ -69,12 +74,27 @@ class Spill:
 
     def gradient(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
         """Gradients in pages."""
-        return PagedColumn(name, numel, dtype, self.gradients)
+        self._gradient_columns.append(PagedColumn(name, numel, dtype, self.gradients))
+        return self._gradient_columns[-1]
 
     def state(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
         """What is kept from step to step, in pages."""
         self._state_columns.append(PagedColumn(name, numel, dtype, self.states))
         return self._state_columns[-1]
+
+    def activation_store(self, keep: Callable[[Tensor], bool]) -> ActivationStore:
+        """For what autograd saves; ``keep`` tells what isn't worth it."""
+        page = self.page_bytes
+        return ActivationStore(
+            self.tiers, self.transfers, least_bytes=page // 2, bytes_under_way=_THREADS * page, keep=keep
+        )
+
+    @property
+    def pages_to_come(self) -> int:
+        """Slots of lower tiers that parameters, gradients and the state known so far may yet take."""
+        columns = (*self._state_columns, *self._gradient_columns)
+        pages = sum(page.tier is None for column in columns for page in column.pages)
+        return pages + sum(shard.room // self.page_bytes for shard in self._shards if not shard.stored)
 
     def span_numel(self, itemsize: int) -> int:
         """As many elements as fill a page of fp32, or of what is wider."""
@@ -111,6 +131,7 @@ class Spill:
         Raises BudgetError where even that is too much.
         """
         self._fixed = fixed
+        self._shards = [shard for unit in units for shard in unit if shard.stays]
         rooms = [sum(shard.room for shard in unit) for unit in units]
         passing = max(sum(shard.room for shard in unit if not shard.stays) for unit in units)
         staying = sum(shard.room for unit in units for shard in unit if shard.stays)
@@ -165,15 +186,19 @@ class Spill:
     def _least_pages(self) -> int:
         return (_STATE_SLOTS + _GRADIENT_SLOTS) * self.page_bytes
 
-    def check(self, transient: int) -> None:
-        """Raise BudgetError where the least that pages and parameters need is too much beside ``transient`` bytes."""
+    def check(self, transient: int, crowded: int = 0) -> None:
+        """Raise BudgetError where the least that pages and parameters need is too much beside ``transient`` bytes.
+
+        ``crowded``: how many of these would be in lower tiers if there were room.
+        """
         least = self._least + transient
         if least > self.budget:
+            more = f", or give memory.host or memory.nvme {crowded} bytes more for activations" if crowded else ""
             raise BudgetError(
                 f"memory.device is {self.budget} bytes and at least {least} are needed: {self._fixed} for the root "
                 f"unit and for exchanging gradients, {self._least_parameters} for parameters in use, "
                 f"{self._least_pages} for pages of optimizer state and gradients, and {transient} for "
-                f"activations and temporary values: raise it, use smaller micro-batches or checkpoint activations"
+                f"activations and temporary values: raise it, use smaller micro-batches or checkpoint activations{more}"
             )
 
     def divide(self, transient: int, gradient_slots: int, largest_share: float) -> None:
@@ -185,7 +210,7 @@ class Spill:
         """
         self.check(transient)
         self.transient = transient
-        spare = self.budget - self._least - transient
+        spare = self.most_transient - transient
         state_pages = sum(len(column.pages) for column in self._state_columns)
         ring = min(spare // self.page_bytes, round(state_pages * largest_share))
         spare -= ring * self.page_bytes

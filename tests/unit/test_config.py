@@ -85,6 +85,7 @@ def test_a_run_is_named_after_model_and_engine(overrides: list[str], name: str) 
         ("train.compile=1", r"train\.compile must be of type bool, not 1"),
         ("train.precision=fp16", r"train\.precision must be one of fp32, bf16, not 'fp16'"),
         ("optimizer.state_dtype=4bit", r"optimizer\.state_dtype must be one of fp32, 8bit, not '4bit'"),
+        ("memory.activations=spill", r"memory\.activations must be one of auto, keep, offload, recompute, not 'spill'"),
         ("optimizer.betas=[0.9]", r"optimizer\.betas must be 2 values, not \[0\.9\]"),
         ("engine.stage=4", r"engine\.stage is a ZeRO stage, 0 to 3, not 4"),
         ("train.steps=0", r"train\.steps must be at least 1"),

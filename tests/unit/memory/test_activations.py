@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ciuic_dist.memory.activations import ActivationStore
+from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.file import FileTier
 from ciuic_dist.memory.live import LiveBytes
-from ciuic_dist.memory.pool import PoolFull
 from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Transfers
@@ -284,7 +284,7 @@ def test_a_tier_just_large_enough_serves_every_step(model: nn.ModuleList, tier: 
     assert tight.pool.peak == needed
     small = RamTier("host", PAGE, needed - 1)
     store = store_of(small, transfers, model)
-    with pytest.raises(PoolFull, match=r"activations of unit 2, .* pages don't fit into host"):
+    with pytest.raises(BudgetError, match=r"no tier has room for activations of unit 2, .* memory.host or memory.nvme"):
         loss_of(model, store)
     assert_empty(store, small)
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciuic_dist.memory.budget import BudgetError, Budgets, Memory, parse_size
+from ciuic_dist.planning.activations import Way
 
 UNITS = {
     "KiB": 2**10,
@@ -85,6 +86,15 @@ def test_each_rank_gets_its_part(tmp_path: Path) -> None:
 
 def test_no_budget_stays_none() -> None:
     assert Memory().resolve(ranks_on_host=2) == Budgets(device=None, host=None, nvme=None, folder=None)
+
+
+def test_what_becomes_of_activations() -> None:
+    assert Memory(device=1).resolve(1).activations is None
+    assert Memory(device=1, activations="offload").resolve(1).activations is Way.OFFLOAD
+    with pytest.raises(BudgetError, match=r"memory\.activations='spill' must be one of auto, keep, offload, recompute"):
+        Memory(device=1, activations="spill").resolve(1)
+    with pytest.raises(BudgetError, match=r"memory\.activations=keep needs a budget: give memory\.device"):
+        Memory(activations="keep").resolve(1)
 
 
 def test_a_folder_may_have_colons_and_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
