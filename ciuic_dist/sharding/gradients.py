@@ -48,8 +48,8 @@ class GradientFlow:
         if sync:
             self._exchange.begin(self._order)
 
-    def arrive(self, flat: Flat, index: int, gradient: Tensor) -> None:
-        """Take the gradient of one parameter."""
+    def arrive(self, flat: Flat, index: int, gradient: Tensor) -> bool:
+        """Take the gradient of one parameter; whether all of the flat's have come."""
         if id(flat) in self._done:
             raise RuntimeError(f"a gradient of {flat.layout.slots[index].name} came after its unit was reduced")
         if flat.landing is None:
@@ -59,8 +59,7 @@ class GradientFlow:
         flat.write_gradient(index, gradient if gradient.layout is torch.strided else gradient.to_dense())
         arrived = self._arrived[id(flat)]
         arrived.add(index)
-        if len(arrived) == len(flat.parameters):
-            self.complete(flat)
+        return len(arrived) == len(flat.parameters)
 
     def complete(self, flat: Flat) -> None:
         """No more gradients of ``flat`` will come in this backward."""

@@ -1,9 +1,9 @@
 """The only file that touches module and autograd hooks.
 
 Forward hooks gather a unit and release it. In backward a unit is gathered when the first gradient of its
-outputs comes, found by walking any nested output, and is done when all its parameters' gradients have come
-or, for units with unused or frozen parameters, when the gradient of its input has. What no hook caught,
-a callback at the end of the backward does.
+outputs comes, found by walking any nested output. It is done when all its parameters' gradients have come and its
+input's has as well, or another unit begins; with unused or frozen parameters, when its input's has. What no hook
+caught, a callback at the end of the backward does.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class _Hooks:
         self._sharded = sharded
         self._foreign = ForeignReads(sharded)
         self._graph_task = -1
+        self._arrived: dict[Unit, list[Flat]] = {}  # flats whose gradients have all come
 
     def before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """The model's forward begins."""
@@ -123,12 +124,14 @@ class _Hooks:
         gradient = parameter.grad
         assert gradient is not None
         parameter.grad = None
-        self._sharded.gradients.arrive(flat, index, gradient)
-        if self._sharded.gradients.all_complete(unit.flats):
-            self._sharded.release_after_backward(unit)
+        if self._sharded.gradients.arrive(flat, index, gradient):
+            self._arrived.setdefault(unit, []).append(flat)
 
     def _before_backward(self, unit: Unit, gradient: Tensor) -> None:
         self._ensure_begun()
+        # Autograd runs what was computed later first: nothing of the units after this one is left to run.
+        for other in [other for other in self._arrived if other is not unit]:
+            self._finish(other)
         unit.backwards += 1
         self._sharded.enter(unit, forward=False)
 
@@ -139,11 +142,21 @@ class _Hooks:
             for flat in unit.trainable:
                 self._sharded.gradients.complete(flat)
             self._sharded.release_after_backward(unit)
+        self._finish(unit)
+
+    def _finish(self, unit: Unit) -> None:
+        """Gradients that have all come are reduced; the weights may change and go."""
+        flats = self._arrived.pop(unit, [])
+        for flat in flats:
+            self._sharded.gradients.complete(flat)
+        if flats and self._sharded.gradients.all_complete(unit.flats):
+            self._sharded.release_after_backward(unit)
 
     def _ensure_begun(self) -> None:
         task = torch._C._current_graph_task_id()
         if not self._sharded.gradients.active:
             self._graph_task = task
+            self._arrived.clear()
             self._sharded.begin_backward()
             torch.autograd.Variable._execution_engine.queue_callback(self._sharded.end_backward)
         elif task != self._graph_task:

@@ -26,6 +26,14 @@ class Block(nn.Module):
         return x + y
 
 
+class DetachedBelow(Block):
+    """Reads its weights once more without a gradient, below the use that has one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = torch.tanh(functional.linear(x, self.up.weight.detach()))
+        return super().forward(functional.linear(inner, self.down.weight.detach()))
+
+
 class Stack(nn.Module):
     """Input, three blocks, output."""
 

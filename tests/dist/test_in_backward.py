@@ -7,39 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import ciuic_dist as cd
 from tests.dist.launch import launch
 from tests.dist.models import Stack
-
-
-class ReadsTwice(nn.Module):
-    """Reads its weight once more without a gradient, below the use that has one."""
-
-    def __init__(self, width: int, _: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.eye(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(torch.tanh(functional.linear(x, self.weight.detach())), self.weight)
-
-
-def train(model: nn.Module) -> str:
-    optimizer = cd.AdamW(model.parameters(), in_backward=True)
-    loss = model(torch.ones(4, 8)).square().mean()
-    with pytest.raises(RuntimeError) as caught:
-        loss.backward()
-    del optimizer
-    return str(caught.value)
-
-
-def read_after_its_update() -> str:
-    return train(cd.shard(Stack(make_block=ReadsTwice)))
-
-
-def test_a_weight_that_is_read_after_its_update_is_an_error() -> None:
-    assert "modified by an inplace operation" in launch(read_after_its_update, world=1)[0]
 
 
 def clip() -> str:
