@@ -1,7 +1,8 @@
 """Parameter shards that are on the device only around their use.
 
-All share one budget of device memory. A shard that was used stays until its memory is wanted: parameters are used
-forth in forward and back in backward, where evicting the least recently used is the best there is.
+All share one budget of device memory. Some shards are resident, evenly spread, and are never written down. What is left
+of the budget is for the others: one that was used stays until its memory is wanted. Parameters are used forth in
+forward and back in backward, where evicting the least recently used is the best there is.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class SpilledShard:
 
         ``stays``: its content is kept between uses. ``room``: bytes of the frames it takes. ``wanted``: how many
         uses are under way; ``others_done`` tells whether the other ranks have finished theirs, ``wait_for_others``
-        returns when they have.
+        returns when they have. ``resident``: once here it doesn't leave.
         """
         self.name = name
         self.stays = stays
@@ -51,6 +52,7 @@ class SpilledShard:
         self.frames: list[int] = []
         self.state = HomeState.AWAY
         self.wanted = 0
+        self.resident = False
         self.others_done: Callable[[], bool] = lambda: True
         self.wait_for_others: Callable[[], None] = lambda: None
         self._nbytes = nbytes
@@ -177,7 +179,7 @@ class Homes:
     def has_room(self, shards: Sequence[SpilledShard], *, waiting: bool = False) -> bool:
         """Whether all could be taken; ``waiting``: if need be, when other ranks are done with others."""
         missing = sum(shard.room for shard in shards if shard.state is HomeState.AWAY)
-        free = [s for s in self._recent if not s.wanted and s not in shards and (waiting or s.others_done())]
+        free = [s for s in self._idle() if s not in shards and (waiting or s.others_done())]
         return self.used + missing - sum(shard.room for shard in free) <= self.budget
 
     def take(self, shard: SpilledShard) -> None:
@@ -204,7 +206,7 @@ class Homes:
             shard.hide()
             if not shard.stays:
                 self.drop(shard)
-            elif self.write_behind:
+            elif self.write_behind and not shard.resident:
                 shard.write_behind()
 
     def drop(self, shard: SpilledShard) -> None:
@@ -216,7 +218,6 @@ class Homes:
     def shrink(self, budget: int) -> None:
         """Have no more than ``budget`` from now on, in memory as well, but for what is in use."""
         self.budget = budget
-        self.write_behind = True
         while self.used > budget and (idle := self._idle()):
             self._evict(idle)
         self.frames.give_back()
@@ -240,7 +241,7 @@ class Homes:
 
     def _idle(self) -> list[SpilledShard]:
         """What could leave, the least recently used first."""
-        return [shard for shard in self._recent if not shard.wanted]
+        return [shard for shard in self._recent if not shard.wanted and not shard.resident]
 
     def _send_away(self, shard: SpilledShard) -> None:
         shard.finish()

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-ALIGNMENT = 32
-"""Elements. Every parameter starts on a cache line (fp32 and bf16), as it would in memory of its own, so
-that vector kernels give the same bits; a piece that a shard's edge cuts off starts on one too."""
+ALIGNMENT = 128
+"""Elements. Every parameter starts on a cache line, as it would in memory of its own, so that vector kernels give the
+same bits; a piece that a shard's edge cuts off starts on one too. And the rows whose norms are taken at once (norms.py)
+are the same however a unit is divided into flats."""
 
 SHARD_MULTIPLE = 128
 """Elements. A shard is a whole number of these, so that collectives and kernels see aligned memory."""
@@ -85,6 +86,19 @@ def lay_out(
         slots.append(slot)
         offset += round_up(slot.numel, alignment)
     return FlatLayout(tuple(slots), world, max(round_up(-(-offset // world), shard_multiple), shard_multiple))
+
+
+def divide(sizes: Sequence[int], least: int) -> Iterator[slice]:
+    """Cut a sequence of ``sizes`` into runs, each as short as makes ``least`` together."""
+    first, total, left = 0, 0, sum(sizes)
+    for index, size in enumerate(sizes):
+        total += size
+        left -= size
+        if total >= least and left >= least:
+            yield slice(first, index + 1)
+            first, total = index + 1, 0
+    if first < len(sizes):
+        yield slice(first, len(sizes))
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -26,12 +26,15 @@ from ciuic_dist.sharding.fill import fill
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.guards import guard
 from ciuic_dist.sharding.hooks import install
-from ciuic_dist.sharding.layout import PAGED_SHARD_MULTIPLE, SHARD_MULTIPLE, lay_out
+from ciuic_dist.sharding.layout import PAGED_SHARD_MULTIPLE, SHARD_MULTIPLE, divide, lay_out
 from ciuic_dist.sharding.registry import is_sharded, register
 from ciuic_dist.sharding.sharded import Sharded
 from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit, UnitState
 from ciuic_dist.sharding.units import UnitRule, UnitSpec, find_units
+
+_Named = tuple[str, nn.Parameter]
+_Kind = tuple[str, bool, bool]
 
 PRECISIONS = {None: None, "bf16": torch.bfloat16}
 
@@ -128,15 +131,14 @@ def _make_unit(
 ) -> Unit:
     exact = _exact(spec.module)
 
-    def kind(item: tuple[str, nn.Parameter]) -> tuple[str, bool, bool]:
+    def kind(item: _Named) -> _Kind:
         parameter = item[1]
         casts = compute_dtype is not None and parameter.is_floating_point() and parameter not in exact
         return str(parameter.dtype), parameter.requires_grad, casts
 
     flats = []
-    for (dtype, trainable, casts), members in groupby(sorted(spec.parameters.items(), key=kind), key=kind):
-        named = list(members)
-        multiple = SHARD_MULTIPLE if spill is None else PAGED_SHARD_MULTIPLE
+    multiple = SHARD_MULTIPLE if spill is None else PAGED_SHARD_MULTIPLE
+    for (dtype, trainable, casts), named in _groups(spec, kind, None if spill is None else spill.flat_bytes):
         layout = lay_out([(name, tuple(p.shape)) for name, p in named], world, shard_multiple=multiple)
         own = named[0][1].dtype
         name = f"{spec.name or 'the root unit'} ({dtype}{'' if trainable else ', frozen'})"
@@ -153,6 +155,15 @@ def _make_unit(
             )
         )
     return Unit(index, spec.name, spec.module, flats)
+
+
+def _groups(spec: UnitSpec, kind: Callable[[_Named], _Kind], least: int | None) -> Iterator[tuple[_Kind, list[_Named]]]:
+    """The parameters of each kind, all together or in runs of ``least`` bytes."""
+    for key, members in groupby(sorted(spec.parameters.items(), key=kind), key=kind):
+        named = list(members)
+        sizes = [parameter.nbytes for _, parameter in named]
+        for run in [slice(None)] if least is None else divide(sizes, least):
+            yield key, named[run]
 
 
 def _exact(model: nn.Module) -> set[nn.Parameter]:

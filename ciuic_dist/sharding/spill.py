@@ -19,12 +19,15 @@ from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Transfers
 from ciuic_dist.monitor.usage import TierUsage
+from ciuic_dist.planning.residency import stay
 from ciuic_dist.sharding.columns import PagedColumn
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import Homes, SpilledShard
 
 _SMALLEST_PAGE, _LARGEST_PAGE = 8 << 10, 4 << 20
 _PAGES_OF_A_BUDGET = 192
+_FLATS_OF_A_BUDGET = 48
+"""Units are divided into flats of about so small a part: a flat is what is exchanged at once, and its state comes."""
 _STATE_SLOTS = 9
 """The least that optimizer state needs: for one span of AdamW with a split master, for what comes, for what leaves."""
 _GRADIENT_SLOTS = 3
@@ -60,6 +63,7 @@ class Spill:
         self._gradient_columns: list[PagedColumn] = []
         self._shards: list[SpilledShard] = []
         self._fixed = 0
+        self._shards: list[SpilledShard] = []
         self._least_parameters = 0
         self._parameter_bytes = 0
 
@@ -71,6 +75,11 @@ class Spill:
             tiers=self.tiers,
             transfers=self.transfers,
         )
+
+    @property
+    def flat_bytes(self) -> int:
+        """What a flat takes at least, in units that are larger."""
+        return self.budget // _FLATS_OF_A_BUDGET
 
     def gradient(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
         """Gradients in pages."""
@@ -134,7 +143,8 @@ class Spill:
         self._shards = [shard for unit in units for shard in unit if shard.stays]
         rooms = [sum(shard.room for shard in unit) for unit in units]
         passing = max(sum(shard.room for shard in unit if not shard.stays) for unit in units)
-        staying = sum(shard.room for unit in units for shard in unit if shard.stays)
+        self._shards = [shard for unit in units for shard in unit if shard.stays]
+        staying = sum(shard.room for shard in self._shards)
         self._parameter_bytes = min(sum(rooms), staying + _UNITS_IN_FLIGHT * passing)
         self.homes.budget = self._least_parameters = min(_UNITS_IN_FLIGHT * max(rooms), self._parameter_bytes)
         self.check(0)
@@ -144,6 +154,8 @@ class Spill:
 
         Raises BudgetError where lower tiers have no room for what leaves, PageError where that can't be stored.
         """
+        for shard in self._shards:
+            shard.resident = False
         self.homes.shrink(self._least_parameters)
         self.states.shrink(_STATE_SLOTS)
         self.gradients.shrink(_GRADIENT_SLOTS)
@@ -205,8 +217,8 @@ class Spill:
         """Divide what beside ``transient`` bytes is free, where all have the least.
 
         First comes a ring of slots for the state of the largest flat, which has ``largest_share`` of all elements:
-        so much can come while the one before computes. Then parameters, which are used most often; then gradients,
-        as far as ``gradient_slots`` are used; the rest is for state that stays.
+        so much can come while the one before computes. Then parameters, which are used most often: those that stay;
+        then gradients, as far as ``gradient_slots`` are used; the rest is for state that stays.
         """
         self.check(transient)
         self.transient = transient
@@ -216,11 +228,17 @@ class Spill:
         spare -= ring * self.page_bytes
         for_parameters = min(spare, self._parameter_bytes - self.homes.budget)
         self.homes.budget += for_parameters
-        self.homes.write_behind = self.homes.budget < self._parameter_bytes
+        self._choose_residents(for_parameters)
         slots = (spare - for_parameters) // self.page_bytes
         for_gradients = max(0, min(slots, gradient_slots - _GRADIENT_SLOTS))
         self.gradients.allow(_GRADIENT_SLOTS + for_gradients)
         self.states.allow(_STATE_SLOTS + ring + slots - for_gradients)
+
+    def _choose_residents(self, room: int) -> None:
+        all_fit = self.homes.budget == self._parameter_bytes
+        sizes = [shard.room for shard in self._shards]
+        for shard, stays in zip(self._shards, stay(sizes, sum(sizes) if all_fit else room), strict=True):
+            shard.resident = stays
 
     @property
     def used(self) -> int:

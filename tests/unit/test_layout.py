@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciuic_dist.sharding.layout import ALIGNMENT, SHARD_MULTIPLE, boxes, lay_out
+from ciuic_dist.sharding.layout import ALIGNMENT, SHARD_MULTIPLE, boxes, divide, lay_out
 
 shapes = st.lists(st.integers(1, 9), max_size=4).map(tuple)
 
@@ -52,3 +52,14 @@ def test_boxes_are_few(shape: tuple[int, ...], data: st.DataObject) -> None:
     start = data.draw(st.integers(0, total))
     stop = data.draw(st.integers(start, total))
     assert len(list(boxes(shape, start, stop))) <= max(1, 2 * len(shape) - 1)
+
+
+@given(st.lists(st.integers(0, 20), max_size=20), st.integers(0, 40))
+def test_runs_hold_everything_in_order(sizes: list[int], least: int) -> None:
+    runs = list(divide(sizes, least))
+    assert [index for run in runs for index in range(run.start, run.stop)] == list(range(len(sizes)))
+    assert all(run.stop > run.start for run in runs)
+    if len(runs) > 1:
+        assert all(sum(sizes[run]) >= least for run in runs)
+    for run in runs[:-1]:
+        assert sum(sizes[run][:-1]) < max(least, 1), "a run ends as soon as it has enough"

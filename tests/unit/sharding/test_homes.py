@@ -1,0 +1,72 @@
+"""Shards that come and go within their budget, and residents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ciuic_dist.memory.extent import Extent
+from ciuic_dist.memory.frames import Frames, Window
+from ciuic_dist.memory.ram import RamTier
+from ciuic_dist.memory.transfer import Transfers
+from ciuic_dist.sharding.homes import Homes, HomeState, SpilledShard
+
+FRAME = 4096
+COUNT = 5
+
+
+@pytest.fixture
+def transfers() -> Iterator[Transfers]:
+    made = Transfers(2, timeout=60.0)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shards(transfers: Transfers) -> list[SpilledShard]:
+    """Of a frame each, in a budget of three, all written to."""
+    tier = RamTier("host", FRAME, COUNT)
+    homes = Homes(Frames(FRAME, 3))
+    homes.budget = 3 * FRAME
+    homes.write_behind = True
+    made = []
+    for number in range(COUNT):
+        window = Window([(FRAME, homes.frames.descriptor)], FRAME)
+        shard = SpilledShard(str(number), FRAME, window, 0, Extent(str(number), [tier], transfers), homes)
+        with shard.hold():
+            shard.changing()
+            window.memory.fill_(number)
+        made.append(shard)
+    return made
+
+
+def use(shard: SpilledShard) -> list[int]:
+    """The distinct values it has; it is written to."""
+    with shard.hold():
+        shard.changing()
+        found: list[int] = torch.unique(shard._window.memory).tolist()
+        return found
+
+
+def test_contents_come_back(shards: list[SpilledShard]) -> None:
+    for _ in range(2):
+        for number, shard in (*enumerate(shards), *reversed(list(enumerate(shards)))):
+            assert use(shard) == [number]
+
+
+def test_what_is_resident_moves_no_more(shards: list[SpilledShard], transfers: Transfers) -> None:
+    shards[1].resident = True
+    use(shards[1])
+    frames = shards[1].frames
+    moved = [link.bytes for link in transfers.stats.links.values()]
+    for _ in range(3):
+        use(shards[1])
+    assert [link.bytes for link in transfers.stats.links.values()] == moved
+    for _ in range(2):
+        for shard in shards:
+            use(shard)
+    assert shards[1].frames == frames
+    assert shards[1].state is HomeState.HERE
+    assert use(shards[1]) == [1]
