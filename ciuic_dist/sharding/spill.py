@@ -63,7 +63,6 @@ class Spill:
         self._gradient_columns: list[PagedColumn] = []
         self._shards: list[SpilledShard] = []
         self._fixed = 0
-        self._shards: list[SpilledShard] = []
         self._least_parameters = 0
         self._parameter_bytes = 0
 
@@ -143,7 +142,6 @@ class Spill:
         self._shards = [shard for unit in units for shard in unit if shard.stays]
         rooms = [sum(shard.room for shard in unit) for unit in units]
         passing = max(sum(shard.room for shard in unit if not shard.stays) for unit in units)
-        self._shards = [shard for unit in units for shard in unit if shard.stays]
         staying = sum(shard.room for shard in self._shards)
         self._parameter_bytes = min(sum(rooms), staying + _UNITS_IN_FLIGHT * passing)
         self.homes.budget = self._least_parameters = min(_UNITS_IN_FLIGHT * max(rooms), self._parameter_bytes)
