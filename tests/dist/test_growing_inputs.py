@@ -135,7 +135,7 @@ def test_rows_that_go_on_growing_are_made_room_for_ahead() -> None:
 def refuse(large: int) -> tuple[str, str, list[float]]:
     """Where the second rank's large batch was refused on this one, and how; the losses of the others, small ones."""
     torch.manual_seed(0)
-    model = cd.shard(Fed(), memory=cd.Memory(device=DEVICE, host="16MB"))
+    model = cd.shard(Fed(), memory=cd.Memory(device=DEVICE, host="16MB", activations="keep"))
     optimizer = cd.AdamW(model.parameters(), lr=1e-2)
     losses, where, answer = [], "", ""
     for step, count in enumerate([2, 2, 2, large * rank() or 2, 2, 2, 2]):
