@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
 
+import numpy as np
+
 from ciuic_dist.comm.errors import PeerLost
 
 
@@ -28,19 +30,30 @@ class Bell(IntEnum):
     UPDATED = 1  # written its slice of the shared parameters
     READY = 2  # put the gradients of one more unit in its mailbox
     READ = 3  # read its slice of one more unit's gradients from all mailboxes
-    GATHERED = 4  # brought its slice of one more unit to the device
-    RELEASED = 5  # noted that it needs one more unit no longer
+    NEWS = 4  # written something to its board
+    MET = 5  # come to the end of one more phase
     AGREEING = 6  # put one more number on its board
 
 
+RUNG, RESTS = 0, 1
+"""Of ``Doorbell.pulse``."""
+
+
 class Doorbell:
-    """One rank's end of the signals: ``ring`` counts and wakes, ``wait`` sleeps until all peers have counted."""
+    """One rank's end of the signals: ``ring`` counts and wakes, ``wait`` sleeps until all peers have counted.
+
+    ``attend`` is called in every wait, first and after each signal: what this rank does for those who wait for it.
+    It tells whether it has more to do soon, without a signal. ``pulse`` is for others to see: how often this rank has
+    rung, and 1 + how many signals it has heard if it sleeps, else 0.
+    """
 
     def __init__(self, rank: int, sockets: dict[int, socket.socket], timeout: float) -> None:
         """Takes over ``sockets``, one connected to each peer, and closes them at its end; ``timeout`` in seconds."""
         self._rank = rank
         self._sockets = sockets
         self._timeout = timeout
+        self.attend: Callable[[], bool] = lambda: False
+        self.pulse = np.zeros(2, np.int64)
         self._rung = [0] * len(Bell)
         self._heard = {peer: [0] * len(Bell) for peer in sockets}
         self._lost: dict[int, str] = {}
@@ -56,6 +69,7 @@ class Doorbell:
         """Count ``bell`` once more for this rank and wake the peers; returns the new count."""
         self._check_open()
         self._rung[bell] += 1
+        self.pulse[RUNG] += 1
         for peer, end in self._sockets.items():
             try:
                 end.send(_SIGNALS[bell])
@@ -85,7 +99,8 @@ class Doorbell:
         """
         self._check_open()
         deadline = time.monotonic() + self._timeout
-        self._drain(0.0)
+        self.listen()
+        busy = self.attend()
         while awaited := late():
             for peer in awaited:
                 if peer in self._lost:
@@ -96,7 +111,22 @@ class Doorbell:
                     f"rank {self._rank} waited {self._timeout:g} s {purpose}; rank {awaited[0]} has not come: "
                     f"{state(awaited[0])}"
                 )
-            self._drain(left)
+            self._sleep(min(left, _SOON if busy else _NOW_AND_THEN), busy=busy)
+            busy = self.attend()
+
+    def _sleep(self, seconds: float, *, busy: bool) -> None:
+        self.pulse[RESTS] = 0 if busy else 1 + self.heard
+        self._drain(seconds)
+        self.pulse[RESTS] = 0
+
+    @property
+    def heard(self) -> int:
+        """How many signals have been taken."""
+        return sum(map(sum, self._heard.values()))
+
+    def listen(self) -> None:
+        """Take the signals that have come, without waiting."""
+        self._drain(0.0)
 
     def close(self) -> None:
         """Hang up; peers that still wait for this rank are told that it ended."""
@@ -125,6 +155,8 @@ class Doorbell:
                 self._heard[peer][bell] += 1
 
 
+_SOON, _NOW_AND_THEN = 0.001, 1.0
+"""Seconds until a wait looks again by itself."""
 _SIGNALS = [bytes([bell]) for bell in Bell]
 _doorbells: weakref.WeakSet[Doorbell] = weakref.WeakSet()
 

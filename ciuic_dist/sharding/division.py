@@ -156,8 +156,7 @@ class Division:
 
     def _largest(self, number: int) -> int:
         """Of the ranks that gather together; the others each have a division of their own."""
-        together = self._exchange.in_step and not self._exchange.keeps_full
-        return self._exchange.largest(number) if together else number
+        return self._exchange.largest(number) if self._exchange.together else number
 
     def _forget(self) -> None:
         """The next step is the first again."""

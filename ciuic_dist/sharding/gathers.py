@@ -1,9 +1,7 @@
-"""Gathers follow one order on all ranks, whatever each rank's own forward and backward do.
+"""When units are gathered, and when their full forms go.
 
-A collective matches the other ranks' by its position alone, and ranks that share a budget wait for each other at a
-board. So each phase has a program, the same on every rank: first the model's own order, from the second pass on the
-order in which rank 0 needed the units in the first. A rank that needs a unit gathers everything in the program up to
-it; what it then doesn't use stays full until the phase ends, and at the end it takes part in what is left.
+Under collectives all ranks gather in one order (AgreedOrder), whatever each rank's own forward and backward do: what a
+rank doesn't use stays full until the phase ends. Elsewhere each rank gathers what it needs when it needs it (OwnOrder).
 """
 
 from __future__ import annotations
@@ -12,147 +10,119 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ciuic_dist.comm.errors import PeerLost
-from ciuic_dist.comm.groups import gather_objects
 from ciuic_dist.sharding.exchange.base import Exchange
+from ciuic_dist.sharding.orders import AgreedOrder, OwnOrder
 from ciuic_dist.sharding.unit import Unit, UnitState
 
 
-class _Program:
-    def __init__(self, units: Sequence[Unit]) -> None:
-        self.units = list(units)
-        self.cursor = 0
-        self.needed: list[Unit] = []
-        self.learned = False
-
-    def learn(self) -> None:
-        """Take rank 0's order; units it didn't need come last, for the ranks that do."""
-        self.learned = True
-        by_index = {unit.index: unit for unit in (*self.units, *self.needed)}
-        order = gather_objects([unit.index for unit in self.needed])[0]
-        missing = [unit for unit in self.units if unit.index not in order]
-        self.units = [by_index[index] for index in order] + missing
-
-    def take_until(self, unit: Unit) -> list[Unit]:
-        """What to gather now so that ``unit`` is; a further use than the program knows is gathered on the spot."""
-        if unit not in self.units[self.cursor :]:
-            return [unit]
-        end = self.units.index(unit, self.cursor) + 1
-        taken, self.cursor = self.units[self.cursor : end], end
-        return taken
-
-    def take_rest(self) -> list[Unit]:
-        """What no need has come to."""
-        taken, self.cursor = self.units[self.cursor :], len(self.units)
-        return taken
-
-
 class Gathers:
-    """Makes units full when they are needed, and the next one of the program ahead of its need."""
+    """Makes units full when they are needed, and the next one of the order ahead of its need."""
 
     def __init__(self, units: Sequence[Unit], exchange: Exchange) -> None:
         """``units``: in the model's order, the root (if it has parameters) last."""
         self._units = units
         self._exchange = exchange
-        inner = [unit for unit in units if not unit.is_root]
-        root = [unit for unit in units if unit.is_root]
-        self._programs = {"forward": _Program(root + inner), "backward": _Program(inner[::-1])}
-        self._program: _Program | None = None
-        self._ahead: set[int] = set()
+        self.order = OwnOrder(units) if exchange.own_order else AgreedOrder(units)
+        self._under_way = False
+        self._ahead: list[Unit] = []
         self.exchanging = False
         self._may_prefetch = False
 
     def begin(self, phase: str) -> None:
         """A forward of the model, or a backward, begins."""
-        self._program = self._programs[phase]
-        self._program.cursor = 0
-        self._program.needed = []
-        self._ahead = set()
+        self._under_way = True
+        self.order.begin(phase)
 
     def end(self) -> bool:
-        """It is over: take part in what other ranks may have needed; only the root may stay full.
+        """It is over for this rank: take part in what other ranks may have needed; only the root may stay full.
 
-        Returns whether the other ranks have come so far as well: not so where it never began, or it broke.
+        Returns whether the other ranks come so far as well: not so where it never began, or it broke.
         """
-        program, self._program = self._program, None
-        if program is None:
+        if not self._under_way:
             return False
-        for unit in program.take_rest() if self._exchange.in_step else ():
+        self._under_way = False
+        for unit in self.order.rest() if self._exchange.in_step else ():
             self._gather(unit)
             if not unit.is_root:
                 self.release(unit)
-        if not program.learned:
-            program.learn()
+        self.order.end()
         self.release_all(but_root=True)
         return True
 
     def need(self, unit: Unit, before: Unit | None = None) -> None:
         """Make ``unit`` full; ``before``: it should have been, before that unit."""
-        if self._note(unit, before):
+        if unit.state is not UnitState.FULL or unit in self._ahead:
             self._may_prefetch = True
+            if self._under_way:
+                self.order.need(unit, before)
+        if unit in self._ahead:
+            self._ahead.remove(unit)
         if unit.state is UnitState.SHARDED:
-            taken = [unit] if self._program is None else self._program.take_until(unit)
-            if not self._exchange.in_step:
-                taken = [unit]
-            for other in taken:
+            for other in self._to_gather_for(unit):
                 self._make_room(other)
                 self._gather(other)
                 if other is not unit:
-                    self._ahead.add(other.index)
+                    self._ahead.append(other)
         self._finish(unit)
-        self._prefetch()
+        if self._under_way:
+            self._prefetch()
+        else:
+            self._exchange.meet()
 
     def release(self, unit: Unit) -> None:
         """The unit's full form goes if it is one that goes."""
         if unit.state is UnitState.FULL and not unit.keep_full:
-            with self._at_work():
-                self._exchange.release(unit)
-            unit.move(UnitState.SHARDED)
-            self._prefetch()
+            self._let_go(unit)
+            if self._under_way:
+                self._prefetch()
 
     def release_all(self, *, but_root: bool) -> None:
         """Release every unit, also one gathered ahead that nobody used."""
         for unit in self._units:
-            self._finish(unit)
+            self._settle(unit)
             if not (but_root and unit.is_root):
                 self.release(unit)
 
     def mark_stale(self) -> None:
         """Shards have changed: every full form is to be gathered anew."""
         for unit in self._units:
-            self._finish(unit)
+            self._settle(unit)
             self.release(unit)
             if unit.state is UnitState.FULL:
                 unit.move(UnitState.SHARDED)
 
+    def _to_gather_for(self, unit: Unit) -> list[Unit]:
+        taken = self.order.take_until(unit) if self._under_way else [unit]
+        return taken if self._exchange.in_step else [unit]
+
     def _make_room(self, unit: Unit) -> None:
         """Under a budget: what was gathered for others' sake goes first, in the hope that it isn't needed here."""
-        passed = [] if self._program is None else self._program.units[: self._program.cursor]
-        for other in passed:
-            if self._exchange.has_room(unit, waiting=True):  # the same on all ranks, however far each is
+        for other in [other for other in self._ahead if other.state is UnitState.FULL]:
+            if self._exchange.has_room(unit):  # the same on all ranks, however far each is
                 return
-            if other is not unit and other.index in self._ahead and other.state is UnitState.FULL:
-                self.release(other)
-
-    def _note(self, unit: Unit, before: Unit | None) -> bool:
-        """Whether this is the first need of the unit since it was gathered; needs are what a program is made of."""
-        first = unit.state is not UnitState.FULL or unit.index in self._ahead
-        if self._program is not None and first:
-            needed = self._program.needed
-            at = len(needed) if before not in needed else len(needed) - 1 - needed[::-1].index(before)
-            needed.insert(at, unit)
-        self._ahead.discard(unit.index)
-        return first
+            self._ahead.remove(other)
+            self._let_go(other)
 
     def _prefetch(self) -> None:
         """One unit ahead of each need, when there is room."""
-        program = self._program
-        if self._may_prefetch and program is not None and program.learned and program.cursor < len(program.units):
-            following = program.units[program.cursor]
-            if following.state is UnitState.SHARDED and self._exchange.has_room(following):
-                self._may_prefetch = False
-                program.cursor += 1
-                self._ahead.add(following.index)
-                self._start(following)
+        following = self.order.following()
+        for wrong in [unit for unit in self._ahead if unit is not following] if self._exchange.own_order else ():
+            self._settle(wrong)
+        if following is None or following.state is not UnitState.SHARDED or not self._may_prefetch:
+            return
+        if self._exchange.has_room(following):
+            self._may_prefetch = False
+            self.order.take_until(following)
+            self._ahead.append(following)
+            self._start(following)
+
+    def _settle(self, unit: Unit) -> None:
+        """A gather that nobody has waited for yet is over, or taken back where that is possible."""
+        if unit in self._ahead:
+            self._ahead.remove(unit)
+        if unit.state is UnitState.GATHERING and self._exchange.own_order:
+            self._let_go(unit)
+        self._finish(unit)
 
     def _gather(self, unit: Unit) -> None:
         """Take part in the gather of ``unit``, even if this rank has it still."""
@@ -160,11 +130,14 @@ class Gathers:
         if unit.state is UnitState.FULL:
             if unit.keep_full:
                 return
-            with self._at_work():
-                self._exchange.release(unit)
-            unit.move(UnitState.SHARDED)
+            self._let_go(unit)
         self._start(unit)
         self._finish(unit)
+
+    def _let_go(self, unit: Unit) -> None:
+        with self._at_work():
+            self._exchange.release(unit)
+        unit.move(UnitState.SHARDED)
 
     def _start(self, unit: Unit) -> None:
         unit.move(UnitState.GATHERING)
@@ -178,7 +151,7 @@ class Gathers:
             with self._at_work():
                 self._exchange.finish_gather(unit)
         except PeerLost:
-            self._program = None
+            self._under_way = False
             raise
         unit.move(UnitState.FULL)
 

@@ -42,8 +42,7 @@ class SpilledShard:
         """``window`` shows the full form, of which this shard of ``nbytes`` is slice ``index``.
 
         ``stays``: its content is kept between uses. ``room``: bytes of the frames it takes. ``wanted``: how many
-        uses are under way; ``others_done`` tells whether the other ranks have finished theirs, ``wait_for_others``
-        returns when they have. ``resident``: once here it doesn't leave.
+        uses are under way, other ranks' included. ``resident``: once here it doesn't leave.
         """
         self.name = name
         self.stays = stays
@@ -53,8 +52,6 @@ class SpilledShard:
         self.state = HomeState.AWAY
         self.wanted = 0
         self.resident = False
-        self.others_done: Callable[[], bool] = lambda: True
-        self.wait_for_others: Callable[[], None] = lambda: None
         self._nbytes = nbytes
         self._window = window
         self._index = index
@@ -161,6 +158,11 @@ class SpilledShard:
         self._writes = []
 
 
+def fixed(nbytes: int) -> bool:
+    """A budget can't be raised."""
+    return False
+
+
 class Homes:
     """All spilled shards of a rank, and the device memory they may have together."""
 
@@ -170,16 +172,18 @@ class Homes:
         self.write_behind = False
         """Whether a shard is written down as soon as it isn't used, and not first when its memory is wanted."""
         self.used = 0
+        self.extend: Callable[[int], bool] = fixed
+        """Raises the budget by so many bytes, if they are to be had."""
         self._recent: dict[SpilledShard, None] = {}  # those here or coming, the least recently used first
 
     def frames_for(self, nbytes: int) -> int:
         """How many frames a shard takes."""
         return -(-nbytes // self.frames.frame_bytes)
 
-    def has_room(self, shards: Sequence[SpilledShard], *, waiting: bool = False) -> bool:
-        """Whether all could be taken; ``waiting``: if need be, when other ranks are done with others."""
+    def has_room(self, shards: Sequence[SpilledShard]) -> bool:
+        """Whether all could be taken."""
         missing = sum(shard.room for shard in shards if shard.state is HomeState.AWAY)
-        free = [s for s in self._idle() if s not in shards and (waiting or s.others_done())]
+        free = [shard for shard in self._idle() if shard not in shards]
         return self.used + missing - sum(shard.room for shard in free) <= self.budget
 
     def take(self, shard: SpilledShard) -> None:
@@ -190,14 +194,18 @@ class Homes:
         shard.wanted += 1
         if shard.state is HomeState.AWAY:
             try:
-                self._make_room(shard)
+                self._bring(shard)
             except BaseException:
                 shard.wanted -= 1
                 raise
-            self.used += shard.room
-            shard.begin()
         self._recent.pop(shard, None)
         self._recent[shard] = None
+
+    def anticipate(self, shard: SpilledShard) -> None:
+        """``shard`` will be taken: bring it, if that is possible now."""
+        if shard.state is HomeState.AWAY and self.has_room([shard]):
+            self._bring(shard)
+            self._recent[shard] = None
 
     def let_go(self, shard: SpilledShard) -> None:
         """A use is over."""
@@ -219,25 +227,25 @@ class Homes:
         """Have no more than ``budget`` from now on, in memory as well, but for what is in use."""
         self.budget = budget
         while self.used > budget and (idle := self._idle()):
-            self._evict(idle)
+            self._send_away(idle[0])
         self.frames.give_back()
 
+    def _bring(self, shard: SpilledShard) -> None:
+        self._make_room(shard)
+        self.used += shard.room
+        shard.begin()
+
     def _make_room(self, shard: SpilledShard) -> None:
-        while self.used + shard.room > self.budget:
+        while (missing := self.used + shard.room - self.budget) > 0:
             idle = self._idle()
-            if not idle:
+            if idle:
+                self._send_away(idle[0])
+            elif not self.extend(missing):
                 raise BudgetError(
                     f"{shard.name} ({shard.room} bytes of parameters on this rank) has no room beside "
                     f"{', '.join(other.name for other in self._recent)} in the {self.budget} bytes of memory.device "
                     f"that are left for parameters in use: give memory.device {shard.room} bytes more"
                 )
-            self._evict(idle)
-
-    def _evict(self, idle: Sequence[SpilledShard]) -> None:
-        """The least recently used one, if possible one that needs no waiting."""
-        victim = next((other for other in idle if other.others_done()), idle[0])
-        victim.wait_for_others()
-        self._send_away(victim)
 
     def _idle(self) -> list[SpilledShard]:
         """What could leave, the least recently used first."""

@@ -200,7 +200,7 @@ def _choose_exchange(
     trainable = [flat for unit in units for flat in unit.trainable]
     in_turn = stage > 1 or spill is not None
     own_slot = [flat for unit in units if unit.module is model for flat in unit.trainable] if in_turn else trainable
-    board = BoardLayout(units, 0 if spill is None else spill.page_bytes)
+    board = BoardLayout(units, world, 0 if spill is None else spill.page_bytes)
     mailbox = MailboxLayout(trainable, own_slot, board.nbytes)
     flats = [flat for unit in units for flat in unit.flats]
     common = sum(page_rounded(flat.full_bytes) for flat in flats if not flat.spills) if stage else 0

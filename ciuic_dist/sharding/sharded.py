@@ -82,6 +82,8 @@ class Sharded:
         """The model's forward is over, or has raised."""
         self._running.clear()
         in_step = self.gathers.end()
+        if in_step:
+            self.exchange.meet()
         self.note_peak()
         if self.division is not None:
             self.division.end_forward(in_step=in_step)
@@ -99,8 +101,10 @@ class Sharded:
 
     def end_backward(self) -> None:
         """The last has."""
-        self.gathers.end()
+        in_step = self.gathers.end()
         self.gradients.finish()
+        if in_step:
+            self.exchange.meet()
         self.note_peak()
         for unit in self.units:
             unit.backward_is_over()
@@ -206,7 +210,10 @@ class Sharded:
 
     def _abandon_backward(self) -> None:
         self.torn = self.updating
+        in_step = self.gathers.end()
         self.gradients.abandon()
+        if in_step:
+            self.exchange.meet()
 
     def refuse_torn(self) -> None:
         """Raise RuntimeError where a backward that raised has updated a part of the model."""

@@ -22,7 +22,7 @@ from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.planning.residency import stay
 from ciuic_dist.sharding.columns import PagedColumn
 from ciuic_dist.sharding.flat import Flat
-from ciuic_dist.sharding.homes import Homes, SpilledShard
+from ciuic_dist.sharding.homes import Homes, SpilledShard, fixed
 
 _SMALLEST_PAGE, _LARGEST_PAGE = 8 << 10, 4 << 20
 _PAGES_OF_A_BUDGET = 192
@@ -145,7 +145,15 @@ class Spill:
         staying = sum(shard.room for shard in self._shards)
         self._parameter_bytes = min(sum(rooms), staying + _UNITS_IN_FLIGHT * passing)
         self.homes.budget = self._least_parameters = min(_UNITS_IN_FLIGHT * max(rooms), self._parameter_bytes)
+        self.homes.extend = self._extend
         self.check(0)
+
+    def _extend(self, nbytes: int) -> bool:
+        """More at the least for parameters, as long as the rest isn't divided."""
+        possible = self._least + nbytes <= self.budget
+        self._least_parameters += nbytes * possible
+        self.homes.budget += nbytes * possible
+        return possible
 
     def shrink(self) -> None:
         """Go back to the least for parameters and pages, which give back the memory they have beyond it.
@@ -155,6 +163,7 @@ class Spill:
         for shard in self._shards:
             shard.resident = False
         self.homes.shrink(self._least_parameters)
+        self.homes.extend = self._extend
         self.states.shrink(_STATE_SLOTS)
         self.gradients.shrink(_GRADIENT_SLOTS)
         return_freed_memory()
@@ -220,6 +229,7 @@ class Spill:
         """
         self.check(transient)
         self.transient = transient
+        self.homes.extend = fixed
         spare = self.most_transient - transient
         state_pages = sum(len(column.pages) for column in self._state_columns)
         ring = min(spare // self.page_bytes, round(state_pages * largest_share))

@@ -23,6 +23,7 @@ class UnitState(Enum):
 _TRANSITIONS = {
     (UnitState.SHARDED, UnitState.GATHERING),
     (UnitState.GATHERING, UnitState.FULL),
+    (UnitState.GATHERING, UnitState.SHARDED),
     (UnitState.FULL, UnitState.SHARDED),
 }
 

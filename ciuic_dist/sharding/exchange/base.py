@@ -23,7 +23,7 @@ class Traffic:
 
 
 class Exchange(Protocol):
-    """Every method is called in the same order on every rank.
+    """Every method is called in the same order on every rank; with ``own_order``, not gathers and releases.
 
     Within a backward, flats are submitted in the order that ``begin`` was given.
     """
@@ -35,6 +35,10 @@ class Exchange(Protocol):
     """Whether full forms keep their memory between uses."""
     in_step: bool
     """Whether a gather takes part of all ranks, so that they gather in one order."""
+    own_order: bool
+    """Whether it never does: each rank gathers what it needs, and can take a gather back before it is finished."""
+    together: bool
+    """Whether ranks need each other for units that don't stay, so that all must have room for the same."""
     reduces_at_once: bool
     """Whether a flat is reduced soon after the last rank has submitted it, or at the end of the backward."""
     has_peers: bool
@@ -52,12 +56,19 @@ class Exchange(Protocol):
         """Wait until the unit is full."""
         ...
 
-    def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
-        """Whether a gather of the unit could start ahead of its need; ``waiting``: or could wait for other ranks."""
+    def has_room(self, unit: Unit) -> bool:
+        """Whether a gather of the unit could start ahead of its need."""
         ...
 
     def release(self, unit: Unit) -> None:
-        """Give back the memory of the full form, where that is kept only while used."""
+        """Give back the memory of the full form, where that is kept only while used.
+
+        With ``own_order`` also that of a gather which is not finished.
+        """
+        ...
+
+    def meet(self) -> None:
+        """This rank gathers nothing more: return when the others don't either, where they need this one for that."""
         ...
 
     def begin(self, order: Sequence[Flat]) -> None:

@@ -35,6 +35,8 @@ class CollectiveExchange:
         self.gathers = stage > 0 or spill is not None
         self.keeps_full = stage < 3 and spill is None
         self.in_step = stage > 0
+        self.own_order = False
+        self.together = self.in_step and not self.keeps_full
         self.reduces_at_once = False
         self.has_peers = True
         self._world = world
@@ -85,9 +87,9 @@ class CollectiveExchange:
         self._outdated.difference_update(id(flat) for flat in unit.flats)
         spilled.attach(unit)
 
-    def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
+    def has_room(self, unit: Unit) -> bool:
         """Within the budget; without one, a unit ahead is always allowed."""
-        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit), waiting=waiting)
+        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit))
 
     def release(self, unit: Unit) -> None:
         """Free the full forms."""
@@ -95,6 +97,9 @@ class CollectiveExchange:
             flat.full.untyped_storage().resize_(0)
         spilled.let_go(unit)
         self._send_arrived()
+
+    def meet(self) -> None:
+        """Every gather is a meeting."""
 
     def begin(self, order: Sequence[Flat]) -> None:
         """Nothing to prepare."""

@@ -23,6 +23,8 @@ class LocalExchange:
         self.keeps_full = spill is None
         self._spill = spill
         self.in_step = False
+        self.own_order = True
+        self.together = False
         self.reduces_at_once = True
         self.has_peers = False
         self._flats: Sequence[Flat] = ()
@@ -46,13 +48,16 @@ class LocalExchange:
         spilled.show(unit)
         spilled.attach(unit)
 
-    def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
+    def has_room(self, unit: Unit) -> bool:
         """Within the budget."""
-        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit), waiting=waiting)
+        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit))
 
     def release(self, unit: Unit) -> None:
         """It may go away."""
         spilled.let_go(unit)
+
+    def meet(self) -> None:
+        """There is nobody to meet."""
 
     def begin(self, order: Sequence[Flat]) -> None:
         """Nothing to prepare."""

@@ -21,8 +21,8 @@ from ciuic_dist.memory.host import allocate
 from ciuic_dist.sharding.exchange import spilled
 from ciuic_dist.sharding.exchange.base import Traffic
 from ciuic_dist.sharding.exchange.board import Board, BoardLayout
+from ciuic_dist.sharding.exchange.claims import Claims
 from ciuic_dist.sharding.exchange.mailbox import MailboxLayout
-from ciuic_dist.sharding.exchange.turns import Turns
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit
@@ -52,9 +52,12 @@ class SharedExchange:
         self.reduces_at_once = True
         self.has_peers = True
         self._spill = spill
-        self._boards = [Board(board, box) for box in pool.mailboxes]
-        self._turns = Turns(pool.doorbell, self._boards, rank) if share_full and spill is not None else None
-        self.in_step = self._turns is not None
+        self._boards = boards = [Board(board, box) for box in pool.mailboxes]
+        claims = None if spill is None or not share_full else Claims(pool.doorbell, board, boards, rank, spill.homes)
+        self._claims = claims
+        self.in_step = False
+        self.own_order = True
+        self.together = claims is not None
         self._pool = pool
         self._mailbox = mailbox
         self._rank = rank
@@ -85,31 +88,41 @@ class SharedExchange:
                 flat.place(allocate(flat.layout.numel, flat.compute_dtype, flat.device))
 
     def start_gather(self, unit: Unit) -> None:
-        """Bring this rank's slices; a unit that stays is complete since the last update."""
-        if self._turns is not None and spilled.shards_of(unit):
-            self._turns.begin(unit)
+        """Ask for all ranks' slices; a unit that stays is complete since the last update."""
+        if self._claims is not None and spilled.shards_of(unit):
+            self._claims.claim(unit)
         else:
             spilled.take(unit)
 
     def finish_gather(self, unit: Unit) -> None:
-        """Wait for all ranks' slices."""
-        if self._turns is not None and spilled.shards_of(unit):
-            self._turns.finish(unit)
-            spilled.show_all(unit, self._turns.frames)
+        """Wait for them."""
+        if self._claims is not None and spilled.shards_of(unit):
+            self._claims.finish(unit)
+            spilled.show_all(unit, self._claims.frames)
         else:
             spilled.finish(unit)
             spilled.show(unit)
         spilled.attach(unit)
 
-    def has_room(self, unit: Unit, *, waiting: bool = False) -> bool:
+    def has_room(self, unit: Unit) -> bool:
         """Within the budget, and without waiting."""
-        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit), waiting=waiting)
+        if self._claims is not None:
+            return self._claims.has_room(unit)
+        return self._spill is None or self._spill.homes.has_room(spilled.shards_of(unit))
 
     def release(self, unit: Unit) -> None:
-        """This rank's slices may go when no rank needs them."""
-        if self._turns is not None and spilled.shards_of(unit):
-            self._turns.release(unit)
-        spilled.let_go(unit)
+        """The slices may go when no rank needs them."""
+        if self._claims is not None and spilled.shards_of(unit):
+            spilled.hide(unit)
+            self._claims.release(unit)
+        else:
+            spilled.let_go(unit)
+
+    def meet(self) -> None:
+        """Wait until every rank has come here: till then it may need this rank's slices."""
+        if self._claims is not None:
+            count = self._pool.doorbell.ring(Bell.MET)
+            self._pool.doorbell.wait(Bell.MET, count, "at the end of a forward or backward")
 
     def begin(self, order: Sequence[Flat]) -> None:
         """Slots are dealt out in turn, in the order of submission."""
@@ -139,8 +152,6 @@ class SharedExchange:
         self._sequence += 1
         self._submitted += 1
         self._pool.doorbell.ring(Bell.READY)
-        if self._turns is not None:
-            self._turns.announce()
         while len(self._pending) > 1:
             self._reduce_oldest()
 

@@ -59,9 +59,15 @@ def attach(unit: Unit) -> None:
         flat.attach()
 
 
-def let_go(unit: Unit) -> None:
-    """The model needs them no longer."""
-    for flat, _ in homes_of(unit):
+def hide(unit: Unit) -> None:
+    """The model sees its parameters no longer."""
+    for flat, shard in homes_of(unit):
         flat.detach()
+        shard.hide()
+
+
+def let_go(unit: Unit) -> None:
+    """Nor does it need them."""
+    hide(unit)
     for shard in shards_of(unit):
         shard.let_go()
