@@ -44,12 +44,12 @@ def status(model: nn.Module) -> Status:
         traffic.gathered_bytes,
         traffic.reduces,
         traffic.reduced_bytes,
-        Spilling() if spill is None else _spilling(spill),
+        Spilling() if spill is None else _spilling(spill, *sharded.gathers.order.guesses()),
         {} if sharded.activations is None else sharded.activations.ways(),
     )
 
 
-def _spilling(spill: Spill) -> Spilling:
+def _spilling(spill: Spill, guesses: int, right: int) -> Spilling:
     moved, pagers = spill.transfers.stats, (spill.states, spill.gradients)
     return Spilling(
         dict(moved.links),
@@ -59,4 +59,6 @@ def _spilling(spill: Spill) -> Spilling:
         sum(pager.counts.faults for pager in pagers),
         sum(pager.counts.unforeseen for pager in pagers),
         spill.steps,
+        guesses,
+        right,
     )

@@ -72,6 +72,8 @@ def _moves(spilling: Spilling, seconds: float) -> dict[str, Any]:
         "stall_seconds": spilling.stall_seconds,
         "hit_rate": spilling.hit_rate,
         "faults": spilling.faults,
+        "guesses": spilling.guesses,
+        "guess_rate": spilling.guess_rate,
         "nvme_bytes_per_day": round(spilling.nvme_bytes_per_day(seconds)),
     }
 

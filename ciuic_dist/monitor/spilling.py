@@ -22,6 +22,8 @@ class Spilling:
 
     ``accesses`` to spilled state and gradients: ``hits`` found the page on the device, ``faults`` had to begin its
     fetch; ``unforeseen`` were not in the order of the steps before. ``stall_seconds`` were spent waiting.
+    ``guesses`` of the next unit were made where a forward or backward doesn't go as the ones before, ``right`` of them
+    were right.
     """
 
     links: dict[str, LinkStats] = field(default_factory=dict)
@@ -31,11 +33,18 @@ class Spilling:
     faults: int = 0
     unforeseen: int = 0
     steps: int = 0
+    guesses: int = 0
+    right: int = 0
 
     @property
     def hit_rate(self) -> float:
         """Of the accesses; 1 where there were none."""
         return self.hits / self.accesses if self.accesses else 1.0
+
+    @property
+    def guess_rate(self) -> float:
+        """Of the guesses, how many were right; 1 where there were none."""
+        return self.right / self.guesses if self.guesses else 1.0
 
     @property
     def nvme_bytes_per_step(self) -> float:
@@ -56,6 +65,8 @@ class Spilling:
             self.faults - before.faults,
             self.unforeseen - before.unforeseen,
             self.steps - before.steps,
+            self.guesses - before.guesses,
+            self.right - before.right,
         )
 
     @property

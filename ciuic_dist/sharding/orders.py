@@ -37,6 +37,10 @@ class Order(Protocol):
         """The pass is over."""
         ...
 
+    def guesses(self) -> tuple[int, int]:
+        """How many of the next unit were made, and how many of them were right."""
+        ...
+
 
 class AgreedOrder:
     """The same on every rank: first the model's own, from the second pass on that of rank 0's needs in the first.
@@ -100,21 +104,25 @@ class AgreedOrder:
         missing = [unit for unit in self._units if unit.index not in order]
         self._programs[self._phase] = [by_index[index] for index in order] + missing
 
+    def guesses(self) -> tuple[int, int]:
+        """See Order: none."""
+        return 0, 0
+
 
 class OwnOrder:
     """This rank's alone: what it needs, when it needs it, and ahead of that what it is foreseen to need."""
 
     def __init__(self, units: Sequence[Unit]) -> None:
-        self.foresight = Foresight()
+        self._foresight = Foresight()
         self._units = {unit.index: unit for unit in units}
 
     def begin(self, phase: str) -> None:
         """See Order."""
-        self.foresight.begin(phase)
+        self._foresight.begin(phase)
 
     def need(self, unit: Unit, before: Unit | None) -> None:
         """See Order."""
-        self.foresight.need(unit.index, None if before is None else before.index)
+        self._foresight.need(unit.index, None if before is None else before.index)
 
     def take_until(self, unit: Unit) -> list[Unit]:
         """See Order."""
@@ -122,7 +130,7 @@ class OwnOrder:
 
     def following(self) -> Unit | None:
         """See Order."""
-        index = self.foresight.next()
+        index = self._foresight.next()
         return None if index is None else self._units[index]
 
     def rest(self) -> list[Unit]:
@@ -131,4 +139,8 @@ class OwnOrder:
 
     def end(self) -> None:
         """See Order."""
-        self.foresight.end()
+        self._foresight.end()
+
+    def guesses(self) -> tuple[int, int]:
+        """See Order."""
+        return self._foresight.guesses, self._foresight.right

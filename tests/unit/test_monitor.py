@@ -39,6 +39,8 @@ MOVED = Spilling(
     hits=6,
     faults=2,
     steps=1,
+    guesses=8,
+    right=2,
 )
 
 
@@ -151,6 +153,8 @@ def test_what_spilled_is_recorded_and_shown(tmp_path: Path) -> None:
         "stall_seconds": 0.25,
         "hit_rate": 0.75,
         "faults": 2,
+        "guesses": 8,
+        "guess_rate": 0.25,
         "nvme_bytes_per_day": (3 << 20) * 43200,
     }
     assert "3.0 MiB written a step, 126.56 GiB a day" in stream.getvalue()
@@ -161,6 +165,7 @@ def test_a_later_look_has_what_moved_since() -> None:
     since = later.since(MOVED)
     assert since.links == {"device->nvme": LinkStats(2 << 20, 2, 0.25), "nvme->device": LinkStats(0, 0, 0.0)}
     assert (since.steps, since.faults, since.accesses, since.hit_rate) == (2, 5, 0, 1.0)
+    assert (since.guesses, since.guess_rate) == (0, 1.0)
     assert since.nvme_bytes_per_step == 1 << 20
 
 
