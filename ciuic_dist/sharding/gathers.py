@@ -140,9 +140,9 @@ class Gathers:
         unit.move(UnitState.SHARDED)
 
     def _start(self, unit: Unit) -> None:
-        unit.move(UnitState.GATHERING)
         with self._at_work():
             self._exchange.start_gather(unit)
+        unit.move(UnitState.GATHERING)
 
     def _finish(self, unit: Unit) -> None:
         if unit.state is not UnitState.GATHERING:

@@ -209,6 +209,7 @@ class Homes:
 
     def let_go(self, shard: SpilledShard) -> None:
         """A use is over."""
+        assert shard.wanted, f"{shard.name} is let go more often than taken"
         shard.wanted -= 1
         if not shard.wanted:
             shard.hide()

@@ -55,10 +55,15 @@ class Claims:
         """Ask for the unit, ahead of its need."""
         self._ahead.append(unit)
         self._own.wanted[unit.index] += 1
-        for shard in spilled.shards_of(unit):
-            self._homes.anticipate(shard)
-        self._doorbell.ring(Bell.NEWS)
-        self._attend()
+        try:
+            for shard in spilled.shards_of(unit):
+                self._homes.anticipate(shard)
+            self._doorbell.ring(Bell.NEWS)
+            self._attend()
+        except BaseException:
+            self._ahead.remove(unit)
+            self._give_up(unit)
+            raise
 
     def finish(self, unit: Unit) -> None:
         """Return when all slices are on the device; where, ``frames`` tells until the unit is released."""
@@ -183,8 +188,8 @@ class Claims:
             claim = int(admitted[rank, unit])
             given_up = int(self._boards[rank].released[unit]) >= claim
             if not given_up and (rank, unit) not in self._provided:
-                self._provided[rank, unit] = claim
                 spilled.take(self._units[unit])
+                self._provided[rank, unit] = claim
             if given_up or self._bring(self._units[unit]):
                 self._own.granted[rank, unit] = claim
                 coming.remove([rank, unit])

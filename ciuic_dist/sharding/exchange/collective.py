@@ -188,9 +188,10 @@ class CollectiveExchange:
             self._send_first()
 
     def _send_first(self) -> None:
-        unit = self._unsent.popleft()
-        spilled.finish(unit)
+        unit = self._unsent[0]
+        spilled.finish(unit)  # where that raises it does so again
         spilled.show(unit)
+        self._unsent.popleft()
         gathered = [flat for flat in unit.flats if self._stage == 3 or id(flat) in self._outdated]
         self._gathers[unit.index] = [self._send(flat) for flat in gathered]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import SpilledShard
@@ -25,9 +26,12 @@ def shards_of(unit: Unit) -> list[SpilledShard]:
 
 
 def take(unit: Unit) -> None:
-    """Start to bring the unit's shards here."""
-    for shard in shards_of(unit):
-        shard.take()
+    """Start to bring the unit's shards here: all of them, or none where that raises."""
+    with ExitStack() as taken:
+        for shard in shards_of(unit):
+            shard.take()
+            taken.callback(shard.let_go)
+        taken.pop_all()
 
 
 def arrived(unit: Unit) -> bool:
