@@ -106,15 +106,16 @@ class Activations:
 
     def _watch(self, unit: Unit, forward: _Forward, args: Any, kwargs: Any) -> Any:
         """Offload all there is room for, and remember what it was."""
-        before, stalled, began = _state_of(unit.module), self._stall_seconds, time.monotonic()
+        inputs = pytree.tree_leaves((args, kwargs))
+        before, stalled, began = _state_of(unit.module, inputs), self._stall_seconds, time.monotonic()
         with self._store.saving(unit.index, leaving=self._spill.pages_to_come) as saved:
             result = forward(*args, **kwargs)
         seconds = time.monotonic() - began - (self._stall_seconds - stalled)
         alone = unit.forwards <= 1
-        again = alone and _is_plain((args, kwargs)) and _is_same(before, _state_of(unit.module))
-        inputs = self._store.bytes_to_store(leaf for leaf in pytree.tree_leaves((args, kwargs)))
+        again = alone and _is_plain((args, kwargs)) and _is_same(before, _state_of(unit.module, inputs))
+        made = saved.nbytes - self._store.bytes_to_store(inputs)
         seen = self._seen.setdefault(unit.index, _Seen())
-        seen.note(saved.nbytes, saved.nbytes - inputs, seconds, alone=alone, recomputable=again)
+        seen.note(saved.nbytes, made, seconds, alone=alone, recomputable=again)
         self.crowded += saved.nbytes_kept
         return result
 
@@ -165,12 +166,12 @@ def _is_plain(tree: Any) -> bool:
 _State = list[tuple[object, int]]
 
 
-def _state_of(module: nn.Module) -> _State:
-    """The attributes and buffers of a module and those in it, with the versions of tensors."""
+def _state_of(module: nn.Module, inputs: Sequence[object]) -> _State:
+    """``inputs``, and the attributes and buffers of a module and those in it, with the versions of tensors."""
     parts: list[Mapping[str, object]] = []
     for part in module.modules():
         parts += [vars(part), part._buffers]
-    values = [value for part in parts for value in part.values()]
+    values = [*inputs, *(value for part in parts for value in part.values())]
     return [(value, value._version if isinstance(value, Tensor) else 0) for value in values]
 
 

@@ -264,6 +264,13 @@ class WithMemory(Stack):
         return x
 
 
+class Halving(Block):
+    """Writes to its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(0.5))
+
+
 class Twice(Stack):
     """Blocks that are used twice in a forward."""
 
@@ -274,7 +281,9 @@ class Twice(Stack):
         return super().run(super().run(x))
 
 
-@pytest.mark.parametrize("make", [Normed, partial(Stack, WIDTH, INNER, Counting), WithMemory, Twice])
+@pytest.mark.parametrize(
+    "make", [Normed, partial(Stack, WIDTH, INNER, Counting), partial(Stack, WIDTH, INNER, Halving), WithMemory, Twice]
+)
 def test_what_cannot_run_again_is_not_recomputed(make: Callable[[], Stack], tmp_path: Path) -> None:
     memory = below(tmp_path, "5MB", "recompute")
     [(ways, _)] = launch(ways_and_hooks, memory, make, world=1)
