@@ -65,6 +65,7 @@ class Spill:
         self._fixed = 0
         self._least_parameters = 0
         self._parameter_bytes = 0
+        self._all_parameters = 0
 
     def _pager(self, slots: int) -> Pager:
         return Pager(
@@ -143,17 +144,21 @@ class Spill:
         rooms = [sum(shard.room for shard in unit) for unit in units]
         passing = max(sum(shard.room for shard in unit if not shard.stays) for unit in units)
         staying = sum(shard.room for shard in self._shards)
-        self._parameter_bytes = min(sum(rooms), staying + _UNITS_IN_FLIGHT * passing)
+        self._all_parameters = sum(rooms)
+        self._parameter_bytes = min(self._all_parameters, staying + _UNITS_IN_FLIGHT * passing)
         self.homes.budget = self._least_parameters = min(_UNITS_IN_FLIGHT * max(rooms), self._parameter_bytes)
         self.homes.extend = self._extend
         self.check(0)
 
     def _extend(self, nbytes: int) -> bool:
-        """More at the least for parameters, as long as the rest isn't divided."""
-        possible = self._least + nbytes <= self.budget
-        self._least_parameters += nbytes * possible
-        self.homes.budget += nbytes * possible
-        return possible
+        """More at the least for parameters, as long as the rest isn't divided, and at most."""
+        if self._least + nbytes > self.budget:
+            return False
+        self._least_parameters += nbytes
+        self.homes.budget += nbytes
+        most = min(self._all_parameters, self._parameter_bytes + nbytes)
+        self._parameter_bytes = max(self._least_parameters, most)
+        return True
 
     def shrink(self) -> None:
         """Go back to the least for parameters and pages, which give back the memory they have beyond it.
