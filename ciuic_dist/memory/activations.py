@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ciuic_dist.memory.extent import no_room, take_slot
 from ciuic_dist.memory.tier import PageError, Tier
@@ -243,7 +244,7 @@ class _Stored:
         self.name = name
         self.slots = slots
         self.nbytes = tensor.untyped_storage().nbytes()
-        self.source: Tensor | None = tensor.detach()
+        self.source: Tensor | None = _without_graph(tensor)
         """The tensor that was saved, without its graph; None when its memory was let go."""
         self.fetched: Tensor | None = None
         self.writes: list[Ticket] = []
@@ -320,7 +321,7 @@ class _Kept:
     """A saved tensor that stays in memory."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor.detach()  # a result holds its graph, which would hold it
+        self._tensor = _without_graph(tensor)  # a result holds its graph, which would hold it
         self._version = tensor._version
 
     def tensor(self) -> Tensor:
@@ -332,6 +333,11 @@ class _Kept:
 
 _Slots = list[tuple[Tier, int]]
 _Move = Callable[[Tier, int, Tensor, str], Ticket]
+
+
+def _without_graph(tensor: Tensor) -> Tensor:
+    with _disable_current_modes():  # who watches the model's operators watches no others
+        return tensor.detach()
 
 
 def _changed(tensor: Tensor, version: int) -> RuntimeError | None:

@@ -138,7 +138,7 @@ def _make_unit(
 
     flats = []
     multiple = SHARD_MULTIPLE if spill is None else PAGED_SHARD_MULTIPLE
-    for (dtype, trainable, casts), named in _groups(spec, kind, None if spill is None else spill.flat_bytes):
+    for (dtype, trainable, casts), named in _groups(spec, kind, None if spill is None else spill.flat_bytes(world)):
         layout = lay_out([(name, tuple(p.shape)) for name, p in named], world, shard_multiple=multiple)
         own = named[0][1].dtype
         name = f"{spec.name or 'the root unit'} ({dtype}{'' if trainable else ', frozen'})"

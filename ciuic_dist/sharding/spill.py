@@ -26,8 +26,8 @@ from ciuic_dist.sharding.homes import Homes, SpilledShard, fixed
 
 _SMALLEST_PAGE, _LARGEST_PAGE = 8 << 10, 4 << 20
 _PAGES_OF_A_BUDGET = 192
-_FLATS_OF_A_BUDGET = 48
-"""Units are divided into flats of about so small a part: a flat is what is exchanged at once, and its state comes."""
+_PAGES_OF_A_FLAT = 2
+"""Of each rank, at least: a flat is what is exchanged at once, so units are divided, but a shard takes whole pages."""
 _STATE_SLOTS = 9
 """The least that optimizer state needs: for one span of AdamW with a split master, for what comes, for what leaves."""
 _GRADIENT_SLOTS = 3
@@ -76,10 +76,9 @@ class Spill:
             transfers=self.transfers,
         )
 
-    @property
-    def flat_bytes(self) -> int:
-        """What a flat takes at least, in units that are larger."""
-        return self.budget // _FLATS_OF_A_BUDGET
+    def flat_bytes(self, world: int) -> int:
+        """What a flat of ``world`` shards takes at least, in units that are larger."""
+        return _PAGES_OF_A_FLAT * self.page_bytes * world
 
     def gradient(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
         """Gradients in pages."""
