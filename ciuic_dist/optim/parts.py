@@ -16,7 +16,7 @@ from ciuic_dist.sharding.columns import Column, opened
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.layout import Piece
 
-_NEVER_NEGATIVE = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_inf"}
+_NEVER_NEGATIVE = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "exp_inf", "sum", "step_size"}
 """The keys of state of torch's optimizers that has no sign."""
 
 _QUANTIZED_SPAN = 1 << 20

@@ -104,3 +104,18 @@ def test_a_refused_group_leaves_nothing_behind() -> None:
     assert len(optimizer.param_groups) == len(optimizer.inner.param_groups) == 1
     model(torch.ones(2, 8)).sum().backward()
     optimizer.step()
+
+
+def test_small_sums_of_squares_beside_large_ones_are_not_rounded_to_zero() -> None:
+    model = nn.Linear(64, 1, bias=False)
+    cd.shard(model)
+    before = model.weight.detach().clone()
+    optimizer = cd.paged(torch.optim.Adagrad, model.parameters(), lr=1e-3, state_dtype="8bit")
+    gradients = torch.full((64,), 1e-4)
+    gradients[0] = 1.0
+    for _ in range(20):
+        model(gradients).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = (before - model.weight.detach()).flatten()
+    assert moved[1:].amax() < 1.1 * moved[0]  # where a sum is zero each step is as large as the first
