@@ -75,11 +75,17 @@ class Division:
         elif in_step and self._meter is not None and self._meter.counting:
             self._agree_on(self._meter)
 
-    def end_backward(self) -> None:
-        """A backward is over. Raises BudgetError, on all ranks, where it needed too much."""
+    def end_backward(self, *, raised: bool) -> None:
+        """A backward is over. Raises BudgetError where it needed too much, on all ranks but those where it ``raised``.
+
+        What they would have needed isn't known: no sizes are, on all ranks.
+        """
         if self._meter is not None:
             self._meter.complete = True
             if self._meter.counting:
+                self._refused |= raised
+                if self._largest(raised):
+                    self._known.forget()
                 self._agree_on(self._meter)
 
     def end_step(self) -> None:

@@ -91,13 +91,9 @@ class GradientFlow:
             flat.final = False  # nobody updates from what is left
             flat.clear_written()
             flat.landing = None
-        if self._sync:
-            for flat in self._order[self._turn :]:
-                self._exchange.submit(flat)
-            self._exchange.drain()
+        self.finish()
         for flat in self._order:
             flat.zero_grad()
-        self._active = False
 
     def _learn(self) -> None:
         self._learned = True

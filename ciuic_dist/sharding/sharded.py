@@ -110,7 +110,7 @@ class Sharded:
             unit.backward_is_over()
         self.gathers.release_all(but_root=False)
         if self.division is not None:
-            self.division.end_backward()
+            self.division.end_backward(raised=False)
 
     def enter(self, unit: Unit, *, forward: bool) -> None:
         """``unit`` is about to compute: gather the units whose weights it reads, and itself."""
@@ -214,6 +214,8 @@ class Sharded:
         self.gradients.abandon()
         if in_step:
             self.exchange.meet()
+            if self.division is not None:
+                self.division.end_backward(raised=True)
 
     def refuse_torn(self) -> None:
         """Raise RuntimeError where a backward that raised has updated a part of the model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from ciuic_dist.comm.groups import rank
 from ciuic_dist.memory.budget import BudgetError, parse_size
 from ciuic_dist.memory.live import LiveBytes
 from ciuic_dist.sharding.registry import sharded_of
+from ciuic_dist.sharding.spill import Spill
 from tests.dist.launch import launch
 from tests.dist.models import Output, Stack
 
@@ -66,21 +68,26 @@ class Batches:
     feed: Callable[[nn.Module, Tensor], Tensor] = positional
 
 
+def note_divisions(spill: Spill) -> list[int]:
+    """Gets the bytes that each division from now on leaves free."""
+    divisions: list[int] = []
+    divide = spill.divide
+
+    def noted(transient: int, gradient_slots: int, largest_share: float) -> None:
+        divisions.append(transient)
+        divide(transient, gradient_slots, largest_share)
+
+    spill.divide = noted  # type: ignore[method-assign]
+    return divisions
+
+
 def train(batches: Batches, budgeted: bool) -> tuple[list[Step], int, int]:
     """The steps, the peak that is told, and how often the budget was divided."""
     torch.manual_seed(0)
     memory = None if not budgeted else cd.Memory(device=DEVICE, host="16MB")
     model = cd.shard(Fed(), stage=batches.stage, memory=memory)
     spill = sharded_of(model).spill
-    divisions: list[int] = []
-    if spill is not None:
-        divide = spill.divide
-
-        def counted(transient: int, gradient_slots: int, largest_share: float) -> None:
-            divisions.append(transient)
-            divide(transient, gradient_slots, largest_share)
-
-        spill.divide = counted  # type: ignore[method-assign]
+    divisions: list[int] = [] if spill is None else note_divisions(spill)
     optimizer = cd.AdamW(model.parameters(), lr=1e-2, in_backward=batches.early)
     steps = []
     for number, count in enumerate(of_ranks[rank()] for of_ranks in batches.rows):
@@ -159,3 +166,47 @@ def test_too_many_rows_on_one_rank_are_refused_on_all(large: int, expected: str)
         assert where == expected
         assert re.search(r"at least \d+ are needed", answer)
         assert len(losses) == 6
+
+
+def fail_in_backward(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def fail(gradient: Tensor) -> None:
+        raise ArithmeticError("on purpose")
+
+    output.register_hook(fail)
+
+
+def skip_an_update(counts: Sequence[int], skipped: int, raises: bool) -> tuple[list[float], int]:
+    """Losses and the number of divisions; in the backward of the step skipped the second rank may raise."""
+    torch.manual_seed(0)
+    model = cd.shard(Fed(), memory=cd.Memory(device="1500KB", host="16MB", activations="keep"))
+    spill = sharded_of(model).spill
+    assert spill is not None
+    divisions = note_divisions(spill)
+    optimizer = cd.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for step, count in enumerate(counts):
+        fails = raises and step == skipped and rank() == 1
+        failing = model.get_submodule("blocks.1").register_forward_hook(fail_in_backward) if fails else None
+        loss = model(rows(count, step)).square().mean()
+        losses.append(loss.item())
+        with pytest.raises(ArithmeticError) if fails else nullcontext():
+            loss.backward()
+        if failing is not None:
+            failing.remove()
+        if step != skipped:
+            optimizer.step()
+        optimizer.zero_grad()
+    return losses, len(divisions)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "collectives"])
+@pytest.mark.parametrize(
+    ("counts", "skipped", "divided"), [([2] * 5, 0, 1), ([2] * 3 + [24] + [2] * 3 + [24] * 2, 3, 3)]
+)
+def test_a_backward_that_raises_on_one_rank_keeps_step(
+    counts: list[int], skipped: int, divided: int, shared: bool
+) -> None:
+    expected = launch(skip_an_update, counts, skipped, False, shared=shared)
+    raised = launch(skip_an_update, counts, skipped, True, shared=shared)
+    assert [losses for losses, _ in raised] == [losses for losses, _ in expected]
+    assert [number for _, number in raised] == [divided] * 2
