@@ -45,6 +45,7 @@ class Division:
         self._head_room = 1.0
         self._needed = 0
         self._refused = False
+        self._new: Sizes | None = None
         self.state_bytes = 0
         """Of the optimizer, in no page."""
 
@@ -53,21 +54,24 @@ class Division:
 
         Raises BudgetError where lower tiers have no room for what must leave.
         """
-        self._refused = False
+        self._refused, self._new = False, None
         if self._largest(not self._known.cover(sizes, gradients=gradients)):
             self._begin_anew(gradients=gradients)
-            self._known.add(sizes, gradients=gradients)
+            self._new = sizes
         if gradients and self._meter is not None:
             self._meter.start()
 
-    def end_forward(self, *, in_step: bool) -> None:
-        """It is over, or has raised; ``in_step``: so it is on the other ranks.
+    def end_forward(self, *, in_step: bool, raised: bool) -> None:
+        """It is over, or has ``raised``; ``in_step``: so it is on the other ranks.
 
         Raises BudgetError, on all of them, where it needed too much.
         """
         evaluation, self._evaluation = self._evaluation, None
         if evaluation is not None:
             evaluation.stop()
+        new, self._new = self._new, None
+        if in_step and new is not None and not self._largest(raised):
+            self._known.add(new, gradients=evaluation is None)
         if in_step and evaluation is not None:
             self._needed = max(self._needed, self._agree_on(evaluation))
             if self._meter is None:

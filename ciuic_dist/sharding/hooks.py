@@ -90,10 +90,10 @@ class _Hooks:
         self._foreign.start(training=module.training)
 
     def after_model(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """The model's forward is over, or has raised."""
+        """The model's forward is over, or has raised: then it has no output."""
         if not in_backward():
             self._foreign.stop()
-            self._sharded.end_forward()
+            self._sharded.end_forward(raised=output is None)
 
     def before_forward(self, unit: Unit, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if unit.is_root:

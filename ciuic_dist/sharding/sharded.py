@@ -78,15 +78,15 @@ class Sharded:
             self.division.begin_forward(sizes, gradients=torch.is_grad_enabled())
         self.gathers.begin("forward")
 
-    def end_forward(self) -> None:
-        """The model's forward is over, or has raised."""
+    def end_forward(self, *, raised: bool) -> None:
+        """The model's forward is over, or has ``raised``."""
         self._running.clear()
         in_step = self.gathers.end()
         if in_step:
             self.exchange.meet()
         self.note_peak()
         if self.division is not None:
-            self.division.end_forward(in_step=in_step)
+            self.division.end_forward(in_step=in_step, raised=raised)
 
     def begin_backward(self) -> None:
         """The first gradient of a backward has come."""

@@ -31,7 +31,7 @@ class KnownSizes:
         return any(_growth(met, sizes) <= self.slack for met in known)
 
     def add(self, sizes: Sizes, *, gradients: bool) -> None:
-        """A forward of these sizes is made room for."""
+        """A forward of these sizes was made room for, and has taken it."""
         larger = [met for met in self._met[gradients] if _growth(sizes, met) > 1]
         self._met[gradients] = [*larger, sizes]
 

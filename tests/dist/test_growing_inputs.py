@@ -210,3 +210,34 @@ def test_a_backward_that_raises_on_one_rank_keeps_step(
     raised = launch(skip_an_update, counts, skipped, True, shared=shared)
     assert [losses for losses, _ in raised] == [losses for losses, _ in expected]
     assert [number for _, number in raised] == [divided] * 2
+
+
+def evaluate_again(large: int) -> tuple[bool, int]:
+    """A large evaluation that raises on the second rank, and once more: whether it kept the budget; divisions."""
+    torch.manual_seed(0)
+    model = cd.shard(Fed(), memory=cd.Memory(device=DEVICE, host="16MB"))
+    spill = sharded_of(model).spill
+    assert spill is not None
+    divisions = note_divisions(spill)
+    optimizer = cd.AdamW(model.parameters(), lr=1e-2)
+    for step in range(3):
+        model(rows(2, step)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    inputs = rows(large if rank() else 2, 3)
+    with torch.no_grad(), LiveBytes() as live:
+        failing = model.get_submodule("blocks.0").register_forward_pre_hook(fail_in_forward)
+        with pytest.raises(ArithmeticError) if rank() else nullcontext():
+            model(inputs)
+        failing.remove()
+        model(inputs)
+    return live.peak <= spill.budget - spill.used, len(divisions)
+
+
+def fail_in_forward(module: nn.Module, inputs: Any) -> None:
+    if rank():
+        raise ArithmeticError("on purpose")
+
+
+def test_an_evaluation_that_raises_on_one_rank_is_made_room_for_anew() -> None:
+    assert launch(evaluate_again, 40) == [(True, 3)] * 2

@@ -131,7 +131,7 @@ def hold(folder: str, count: int) -> tuple[str, list[bool]]:
             found.append(torch.equal(model.get_parameter(weight), plain.get_parameter(weight)))
     except BudgetError as caught:
         error = str(caught)
-    sharded.end_forward()
+    sharded.end_forward(raised=bool(error))
     return error, found
 
 
