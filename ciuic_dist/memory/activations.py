@@ -212,6 +212,8 @@ class SavedForward:
         """Of the storages that are stored, once each, also of those that another forward had saved before."""
         self.nbytes_kept = 0
         """Of those that stay in memory, since the tiers have no room."""
+        self.slots = 0
+        """That those which are stored take."""
         self._stored: list[weakref.ref[_Stored]] = []
         self._seen: set[int] = set()
 
@@ -225,6 +227,7 @@ class SavedForward:
                 self.nbytes_kept += storage.nbytes()
             else:
                 self.nbytes += storage.nbytes()
+                self.slots += len(stored.slots)
         if stored is not None:
             self._stored.append(weakref.ref(stored))
 

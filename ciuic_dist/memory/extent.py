@@ -25,6 +25,11 @@ class Extent:
         self.stored = False
         """Whether there is something to fetch."""
 
+    @property
+    def placed(self) -> bool:
+        """Whether it has its pages, also where nothing is stored in them."""
+        return bool(self._pages)
+
     def store(self, parts: Sequence[Tensor]) -> list[Ticket]:
         """Begin to write ``parts`` (uint8), one a page; they must stay as they are until the tickets are done."""
         if not self._pages:

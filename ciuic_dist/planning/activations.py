@@ -6,6 +6,7 @@ would hold their room for the whole step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -46,6 +47,8 @@ class ActivationPlan:
     ways: tuple[Way, ...]
     kept: int
     """From forward to backward."""
+    crowded: int
+    """Of what should go down and has no room there."""
     passing: int
     """At most at a time, of what is brought back ahead of its backward, or made again."""
     ahead: bool
@@ -54,22 +57,26 @@ class ActivationPlan:
     @property
     def needed(self) -> int:
         """Bytes in all, beside what a step takes that keeps nothing."""
-        return self.kept + self.passing
+        return self.kept + self.crowded + self.passing
 
 
-def plan_activations(units: Sequence[Saves], room: int, bandwidth: float, forced: Way | None = None) -> ActivationPlan:
+def plan_activations(
+    units: Sequence[Saves], room: int, bandwidth: float, forced: Way | None = None, below: float = math.inf
+) -> ActivationPlan:
     """What to do with ``units``, in the order of the forward, within ``room`` bytes of the device.
 
     All is kept where it fits. Else at most half of the room goes to what is kept, and half to what passes through;
-    parameters and optimizer state want room as well, and a byte of theirs saves no less traffic. What isn't kept is
-    made again where that is quicker than to write and read it at ``bandwidth`` bytes a second.
+    parameters and optimizer state want room as well, and a byte of theirs saves no less traffic. More is kept where
+    lower tiers have room for ``below`` bytes only. What isn't kept is made again where that is quicker than to write
+    and read it at ``bandwidth`` bytes a second.
 
     ``forced``: offload all, or recompute whatever can be, and that even where it needs more than there is room.
+    What has room neither here nor below is needed beyond ``room`` as well.
     """
     total = sum(unit.nbytes for unit in units)
     if forced is None and total <= room:
-        return ActivationPlan((Way.KEEP,) * len(units), total, 0, ahead=False)
-    for_kept = room // 2
+        return ActivationPlan((Way.KEEP,) * len(units), total, 0, 0, ahead=False)
+    for_kept = int(max(room // 2, min(total - below, room)))
     for_passing = room - for_kept
     ways = tuple(_ways(units, for_kept, for_passing, bandwidth, forced))[::-1]
     chosen = list(zip(units, ways, strict=True))
@@ -77,7 +84,9 @@ def plan_activations(units: Sequence[Saves], room: int, bandwidth: float, forced
     remade = max((unit.nbytes for unit, way in chosen if way is Way.RECOMPUTE), default=0)
     ahead = 0 < 2 * coming <= for_passing  # one in use, one on its way
     kept = sum(unit.nbytes for unit, way in chosen if way is Way.KEEP)
-    return ActivationPlan(ways, kept, 2 * coming if ahead else remade, ahead)
+    leaving = sum(unit.nbytes - unit.made * (way is Way.RECOMPUTE) for unit, way in chosen if way is not Way.KEEP)
+    crowded = int(max(0, leaving - below))
+    return ActivationPlan(ways, kept, crowded, 2 * coming if ahead else remade, ahead)
 
 
 def _ways(

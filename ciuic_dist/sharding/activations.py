@@ -42,7 +42,7 @@ class Activations:
         self._before: dict[int, int] = {}
         self._root_keeps = True
         self.crowded = 0
-        """Bytes that had to stay on the device in the first step, since lower tiers had no room."""
+        """Bytes that have to stay on the device, since lower tiers have no room."""
         for unit in units:
             unit.module.forward = self._around(unit, unit.module.forward)
 
@@ -59,7 +59,10 @@ class Activations:
     def decide(self, room: int) -> None:
         """The first step is over: divide ``room`` bytes of the device, which it left free."""
         saves = [seen.saves(self._units[index]) for index, seen in self._seen.items()]
-        self._plan = plan_activations(saves, room, self._spill.transfers.stats.bandwidth, self._spill.activations)
+        below = self._spill.room_below - sum(seen.padding for seen in self._seen.values())
+        bandwidth = self._spill.transfers.stats.bandwidth
+        self._plan = plan_activations(saves, room, bandwidth, self._spill.activations, max(0, below))
+        self.crowded += self._plan.crowded
         order = list(self._seen)
         self._ways = dict(zip(order, self._plan.ways, strict=True))
         self._before = dict(zip(order[1:], order, strict=False))
@@ -99,7 +102,7 @@ class Activations:
         if way is Way.KEEP:
             with nullcontext() if self._root_keeps else self._store.keeping():
                 return forward(*args, **kwargs)
-        with self._store.saving(unit.index):
+        with self._store.saving(unit.index, leaving=self._leaving):
             if way is Way.RECOMPUTE and _is_plain((args, kwargs)):
                 return _run_again_later(forward, args, kwargs)
             return forward(*args, **kwargs)
@@ -108,16 +111,29 @@ class Activations:
         """Offload all there is room for, and remember what it was."""
         inputs = pytree.tree_leaves((args, kwargs))
         before, stalled, began = _state_of(unit.module, inputs), self._stall_seconds, time.monotonic()
-        with self._store.saving(unit.index, leaving=self._spill.pages_to_come) as saved:
+        with self._store.saving(unit.index, leaving=self._leaving) as saved:
             result = forward(*args, **kwargs)
         seconds = time.monotonic() - began - (self._stall_seconds - stalled)
         alone = unit.forwards <= 1
         again = alone and _is_plain((args, kwargs)) and _is_same(before, _state_of(unit.module, inputs))
         made = saved.nbytes - self._store.bytes_to_store(inputs)
         seen = self._seen.setdefault(unit.index, _Seen())
-        seen.note(saved.nbytes, made, seconds, alone=alone, recomputable=again)
+        padding = saved.slots * self._spill.page_bytes - saved.nbytes
+        seen.note(saved.nbytes, made, padding, seconds, alone=alone, recomputable=again)
         self.crowded += saved.nbytes_kept
         return result
+
+    @property
+    def _leaving(self) -> int:
+        """Slots of lower tiers that others will need. State that a first backward makes is taken for AdamW's."""
+        return self._spill.pages_to_come + (0 if self._spill.steps else 2 * self._early_pages)
+
+    @property
+    def _early_pages(self) -> int:
+        """Of the gradients whose update is a part of the backward."""
+        flats = [flat for unit in self._units for flat in unit.trainable if flat.consume is not None]
+        size = self._spill.page_bytes
+        return sum(-(-flat.layout.shard_numel * flat.master_dtype.itemsize // size) for flat in flats)
 
     @property
     def _stall_seconds(self) -> float:
@@ -130,13 +146,16 @@ class _Seen:
 
     nbytes: int = 0
     made: int = 0
+    padding: int = 0
+    """Bytes of pages in lower tiers that stay empty."""
     seconds: float = 0.0
     recomputable: bool = True
     outstanding: int = 0
     """Bytes of forwards whose backward hasn't come."""
 
-    def note(self, nbytes: int, made: int, seconds: float, *, alone: bool, recomputable: bool) -> None:
+    def note(self, nbytes: int, made: int, padding: int, seconds: float, *, alone: bool, recomputable: bool) -> None:
         self.outstanding = nbytes if alone else self.outstanding + nbytes
+        self.padding = padding if alone else self.padding + padding
         self.nbytes = max(self.nbytes, self.outstanding)
         self.made = max(self.made, made)
         self.seconds = max(self.seconds, seconds)

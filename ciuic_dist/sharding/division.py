@@ -93,7 +93,7 @@ class Division:
                 self._agree_on(self._meter)
 
     def end_step(self) -> None:
-        """An update is over."""
+        """An update is over. Raises BudgetError, on all ranks, where the next one would need too much."""
         if self._meter is None or not self._meter.complete:
             return
         if self._meter.end_step():
@@ -103,6 +103,7 @@ class Division:
             self._divide(self._needed)
         elif self._activations is not None:
             self._activations.decide(self._spill.most_transient - self._counted(self._meter))
+            self._agree_on(self._meter)
         return_freed_memory()
 
     @property
@@ -178,4 +179,8 @@ class Division:
     def _divide(self, needed: int) -> None:
         room = max(needed, min(round(needed * self._head_room), self._spill.most_transient))
         self._known.slack = sqrt(room / max(needed, 1))  # bytes grow with the square of a size at most
-        self._spill.divide(room, self._gradient_slots(), self._largest_share)
+        try:
+            self._spill.divide(room, self._gradient_slots(), self._largest_share)
+        except BudgetError:
+            self._forget()
+            raise

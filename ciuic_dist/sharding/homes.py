@@ -62,9 +62,9 @@ class SpilledShard:
         self._writes: list[Ticket] = []
 
     @property
-    def stored(self) -> bool:
+    def placed(self) -> bool:
         """Whether it has its place in lower tiers."""
-        return self._extent.stored
+        return self._extent.placed
 
     def take(self) -> None:
         """See ``Homes.take``."""

@@ -193,9 +193,9 @@ class Sharded:
         if self.activations is not None:
             self.activations.end_step()
         if self.spill is not None and self.division is not None:
+            self.spill.end_step()
             self.division.state_bytes = self._state_bytes
             self.division.end_step()
-            self.spill.end_step()
         self.note_peak()
 
     def _gradient_slots(self, page_bytes: int) -> int:

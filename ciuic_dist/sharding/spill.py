@@ -102,7 +102,12 @@ class Spill:
         """Slots of lower tiers that parameters, gradients and the state known so far may yet take."""
         columns = (*self._state_columns, *self._gradient_columns)
         pages = sum(page.tier is None for column in columns for page in column.pages)
-        return pages + sum(shard.room // self.page_bytes for shard in self._shards if not shard.stored)
+        return pages + sum(shard.room // self.page_bytes for shard in self._shards if not shard.placed)
+
+    @property
+    def room_below(self) -> int:
+        """Bytes that lower tiers have beside those pages."""
+        return (sum(tier.pool.free_slots for tier in self.tiers) - self.pages_to_come) * self.page_bytes
 
     def span_numel(self, itemsize: int) -> int:
         """As many elements as fill a page of fp32, or of what is wider."""

@@ -146,6 +146,33 @@ def test_lower_tiers_without_room_are_named(tmp_path: Path) -> None:
     assert "activations" in message
 
 
+def refused_step(memory: cd.Memory) -> tuple[int, str]:
+    model, optimizer = trained(memory, steps=0)
+    for number in range(3):
+        try:
+            step(model, optimizer)
+        except BudgetError as error:
+            return number, str(error)
+    return 3, ""
+
+
+@pytest.mark.parametrize(
+    ("device", "nvme", "way"), [("5MB", "4MB", "auto"), ("2500KB", "64MB", "recompute")], ids=["below", "recomputed"]
+)
+def test_what_the_second_step_has_no_room_for_is_refused_in_the_first(
+    device: str, nvme: str, way: str, tmp_path: Path
+) -> None:
+    memory = cd.Memory(device=device, nvme=f"{tmp_path}:{nvme}", activations=way)
+    [(number, message)] = launch(refused_step, memory, world=1)
+    assert number == 0
+    assert message.startswith("memory.device")
+
+
+def test_activations_leave_room_below_for_the_state_that_a_backward_makes(tmp_path: Path) -> None:
+    task = replace(TASK, paged=partial(OUR_ADAMW, in_backward=True))
+    assert_equal_under(cd.Memory(device="8MB", nvme=f"{tmp_path}:2MB"), task)
+
+
 class Hooked(Block):
     """Remembers whether what it saves goes through hooks."""
 

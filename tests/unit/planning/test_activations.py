@@ -92,3 +92,15 @@ def test_whichever_is_quicker(bandwidth: float, way: Way) -> None:
 
 def test_nothing_is_made_again_that_has_no_room_then() -> None:
     assert plan_activations([BLOCK] * 8, 198, bandwidth=1.0).ways == (Way.OFFLOAD,) * 8
+
+
+@given(units, rooms, bandwidths, rooms)
+def test_what_has_no_room_below_stays(chosen: list[Saves], room: int, bandwidth: float, below: int) -> None:
+    plan = plan_activations(chosen, room, bandwidth, below=below)
+    leaving = sum(
+        unit.nbytes - (unit.made if way is Way.RECOMPUTE else 0)
+        for unit, way in zip(chosen, plan.ways, strict=True)
+        if way is not Way.KEEP
+    )
+    assert leaving - plan.crowded <= below
+    assert plan.needed <= room or sum(unit.nbytes for unit in chosen) > room + below

@@ -70,3 +70,9 @@ def test_what_is_resident_moves_no_more(shards: list[SpilledShard], transfers: T
     assert shards[1].frames == frames
     assert shards[1].state is HomeState.HERE
     assert use(shards[1]) == [1]
+
+
+def test_a_shard_without_content_has_its_place_below_all_the_same(shards: list[SpilledShard]) -> None:
+    assert shards[0].placed
+    shards[0].drop()
+    assert shards[0].placed
