@@ -70,9 +70,9 @@ class ActivationStore:
         they have too few. Errors of the tiers are raised by the backward.
         """
         self._collect()
-        forward = SavedForward(unit_index, leaving)
-        others = self._forwards.get(unit_index, [])
-        self._forwards[unit_index] = [*(other for other in others if other.is_alive()), forward]
+        others = [other for other in self._forwards.get(unit_index, []) if other.is_alive()]
+        forward = SavedForward(unit_index, leaving, alone=not others)
+        self._forwards[unit_index] = [*others, forward]
         with saved_tensors_hooks(partial(self._pack, forward), self._unpack):
             yield forward
 
@@ -118,8 +118,9 @@ class ActivationStore:
         stored = self._known.get(tensor.untyped_storage()._cdata)
         if stored is None or not stored.is_of(tensor):
             stored = self._store(tensor, forward)
-        forward.note(tensor, stored)
-        return _Kept(tensor) if stored is None else _Saved(stored, tensor)
+        saved = _Kept(tensor) if stored is None else _Saved(stored, tensor)
+        forward.note(tensor, saved)
+        return saved
 
     def _unpack(self, saved: _Saved | _Kept) -> Tensor:
         if isinstance(saved, _Kept):
@@ -205,9 +206,11 @@ class ActivationStore:
 class SavedForward:
     """What one forward of a unit has saved, but for small tensors, parameters and their like."""
 
-    def __init__(self, unit_index: int, leaving: int | None) -> None:
+    def __init__(self, unit_index: int, leaving: int | None, *, alone: bool) -> None:
+        """``alone``: no graph needs anything of the unit's forwards before."""
         self.unit_index = unit_index
         self.leaving = leaving
+        self.alone = alone
         self.nbytes = 0
         """Of the storages that are stored, once each, also of those that another forward had saved before."""
         self.nbytes_kept = 0
@@ -215,25 +218,30 @@ class SavedForward:
         self.slots = 0
         """That those which are stored take."""
         self._stored: list[weakref.ref[_Stored]] = []
+        self._kept: list[weakref.ref[_Kept]] = []
         self._seen: set[int] = set()
 
-    def note(self, tensor: Tensor, stored: _Stored | None) -> None:
+    def note(self, tensor: Tensor, saved: _Saved | _Kept) -> None:
         """Count the tensor's storage."""
         storage = tensor.untyped_storage()
-        key = storage._cdata if stored is None else id(stored)  # the memory behind a stored one's is another's soon
-        if key not in self._seen:
-            self._seen.add(key)
-            if stored is None:
-                self.nbytes_kept += storage.nbytes()
-            else:
-                self.nbytes += storage.nbytes()
-                self.slots += len(stored.slots)
-        if stored is not None:
-            self._stored.append(weakref.ref(stored))
+        if isinstance(saved, _Kept):
+            self._kept.append(weakref.ref(saved))
+            self.nbytes_kept += storage.nbytes() * self._is_new(storage._cdata)
+            return
+        stored = saved.stored
+        self._stored.append(weakref.ref(stored))
+        if self._is_new(id(stored)):  # the memory behind it is another's soon
+            self.nbytes += storage.nbytes()
+            self.slots += len(stored.slots)
 
     def is_alive(self) -> bool:
         """Whether a graph still needs something of it."""
-        return any(ref() is not None for ref in self._stored)
+        return any(ref() is not None for ref in self._stored) or any(ref() is not None for ref in self._kept)
+
+    def _is_new(self, key: int) -> bool:
+        known = key in self._seen
+        self._seen.add(key)
+        return not known
 
     def unread(self) -> list[_Stored]:
         """What no backward has asked for yet, what was saved last coming first."""

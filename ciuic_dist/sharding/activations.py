@@ -77,8 +77,8 @@ class Activations:
         if self._plan is not None and self._plan.ahead and unit.index in self._before:
             self._store.prefetch(self._before[unit.index])
 
-    def end_step(self) -> None:
-        """Nothing is under way any more."""
+    def settle(self) -> None:
+        """Nothing is under way any more, and lower tiers have the room of graphs that are freed."""
         self._store.settle()
 
     def _stays_anyway(self, tensor: Tensor) -> bool:
@@ -114,12 +114,11 @@ class Activations:
         with self._store.saving(unit.index, leaving=self._leaving) as saved:
             result = forward(*args, **kwargs)
         seconds = time.monotonic() - began - (self._stall_seconds - stalled)
-        alone = unit.forwards <= 1
-        again = alone and _is_plain((args, kwargs)) and _is_same(before, _state_of(unit.module, inputs))
+        again = saved.alone and _is_plain((args, kwargs)) and _is_same(before, _state_of(unit.module, inputs))
         made = saved.nbytes - self._store.bytes_to_store(inputs)
         seen = self._seen.setdefault(unit.index, _Seen())
         padding = saved.slots * self._spill.page_bytes - saved.nbytes
-        seen.note(saved.nbytes, made, padding, seconds, alone=alone, recomputable=again)
+        seen.note(saved.nbytes, made, padding, seconds, alone=saved.alone, recomputable=again)
         self.crowded += saved.nbytes_kept
         return result
 

@@ -180,6 +180,8 @@ class Sharded:
                 f"run the last backward of a step outside no_sync"
             )
         self.check()
+        if self.activations is not None:
+            self.activations.settle()
         self.exchange.before_update()
 
     def update_ends(self) -> None:
@@ -190,8 +192,6 @@ class Sharded:
         self.versions.count_update()
         self.updating = self.torn = False
         self._state_bytes = sum(optimizer.state_bytes() for optimizer in self.optimizers)
-        if self.activations is not None:
-            self.activations.end_step()
         if self.spill is not None and self.division is not None:
             self.spill.end_step()
             self.division.state_bytes = self._state_bytes

@@ -204,7 +204,7 @@ def stored_by_a_forward(memory: cd.Memory, make: Callable[[], Stack]) -> tuple[i
 
     def used() -> int:
         gc.collect()
-        sharded_of(model).activations.end_step()  # type: ignore[union-attr]
+        sharded_of(model).activations.settle()  # type: ignore[union-attr]
         return cd.status(model).tiers["nvme"].used
 
     before = used()
@@ -215,6 +215,35 @@ def stored_by_a_forward(memory: cd.Memory, make: Callable[[], Stack]) -> tuple[i
     with torch.no_grad():
         loss_of(model, Sample(0, 0, 0))
     return during - before, after - before, used() - before
+
+
+def left_as_an_update_begins(memory: cd.Memory) -> int:
+    """Bytes of the tier that are still graphs' which are freed."""
+    model, _ = trained(memory, 3)
+    loss_of(model, Sample(0, 0, 0)).backward()
+    sharded_of(model).update_begins()
+    used = cd.status(model).tiers["nvme"].used
+    sharded_of(model).activations.settle()  # type: ignore[union-attr]
+    return used - cd.status(model).tiers["nvme"].used
+
+
+def test_an_update_has_the_room_of_graphs_that_are_freed(tmp_path: Path) -> None:
+    assert launch(left_as_an_update_begins, below(tmp_path, "4MB", "offload"), world=1) == [0]
+
+
+def ways_after_dropped_losses(memory: cd.Memory, losses: int) -> dict[str, int]:
+    model, optimizer = trained(memory, steps=0)
+    for _ in range(losses):
+        loss_of(model, Sample(0, 0, 0))
+    step(model, optimizer)
+    return cd.status(model).activations
+
+
+def test_a_loss_that_is_dropped_changes_nothing(tmp_path: Path) -> None:
+    memory = below(tmp_path, "4MB", "recompute")
+    [expected] = launch(ways_after_dropped_losses, memory, 0, world=1)
+    assert expected["recompute"] > 0
+    assert launch(ways_after_dropped_losses, memory, 2, world=1) == [expected]
 
 
 def pages(*floats: int) -> int:
@@ -360,7 +389,7 @@ def test_a_forward_that_raises_leaves_nothing_behind(way: str, tmp_path: Path) -
 def train_on_after_harm(memory: cd.Memory, folder: str) -> tuple[str, str]:
     model, optimizer = trained(memory, steps=3)
     loss = loss_of(model, Sample(0, 0, 0))
-    sharded_of(model).activations.end_step()  # type: ignore[union-attr]
+    sharded_of(model).activations.settle()  # type: ignore[union-attr]
     flip_every_page(folder)
     with pytest.raises(PageError) as unreadable:
         loss.backward()
