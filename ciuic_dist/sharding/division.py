@@ -33,7 +33,7 @@ class Division:
         gradient_slots: Callable[[], int],
         largest_share: float,
     ) -> None:
-        """``gradient_slots`` and ``largest_share``: see ``Spill.divide``."""
+        """``gradient_slots``: see ``Spill.divide``; ``largest_share``: of all elements, in the largest flat."""
         self._spill = spill
         self._exchange = exchange
         self._activations = activations
@@ -179,8 +179,9 @@ class Division:
     def _divide(self, needed: int) -> None:
         room = max(needed, min(round(needed * self._head_room), self._spill.most_transient))
         self._known.slack = sqrt(room / max(needed, 1))  # bytes grow with the square of a size at most
+        state_pages = self._largest(self._spill.state_pages)  # a rank may have no part of a small flat
         try:
-            self._spill.divide(room, self._gradient_slots(), self._largest_share)
+            self._spill.divide(room, self._gradient_slots(), round(state_pages * self._largest_share))
         except BudgetError:
             self._forget()
             raise

@@ -121,8 +121,12 @@ class Spill:
         flat.place(window.memory[: flat.full_bytes].view(flat.compute_dtype))
 
     def house(self, flat: Flat, *, copies_stay: bool = True) -> None:
-        """The same where this rank has all of the flat in frames of its own, the other ranks' slices as copies."""
-        own = flat.full_bytes // flat.layout.world
+        """The same where this rank has all of the flat in frames of its own, the other ranks' slices as copies.
+
+        These count as many frames as on the rank where they take most: all ranks must have room for the same.
+        """
+        world = flat.layout.world
+        own = flat.full_bytes // world
         before, after = flat.owner * own, flat.full_bytes - (flat.owner + 1) * own
         file = self.homes.frames.descriptor
         window = Window([(before, file), (own, file), (after, file)], self.page_bytes)
@@ -132,7 +136,14 @@ class Spill:
             for index, nbytes in ((0, before), (2, after))
             if nbytes
         ]
+        if home.copies:
+            most = max(self._rooms(rank * own, (world - 1 - rank) * own) for rank in range(world))
+            home.copies[0].room += most - sum(copy.room for copy in home.copies)
         flat.place(window.memory[: flat.full_bytes].view(flat.compute_dtype))
+
+    def _rooms(self, *sizes: int) -> int:
+        """Bytes of the frames for shards of these sizes."""
+        return sum(map(self.homes.frames_for, sizes)) * self.page_bytes
 
     def _spilled(self, name: str, nbytes: int, window: Window, index: int, *, stays: bool = True) -> SpilledShard:
         extent = Extent(f"{name} parameters", self.tiers, self.transfers)
@@ -229,19 +240,23 @@ class Spill:
                 f"activations and temporary values: raise it, use smaller micro-batches or checkpoint activations{more}"
             )
 
-    def divide(self, transient: int, gradient_slots: int, largest_share: float) -> None:
+    @property
+    def state_pages(self) -> int:
+        """Of this rank's optimizer state, as far as it has been made."""
+        return sum(len(column.pages) for column in self._state_columns)
+
+    def divide(self, transient: int, gradient_slots: int, ring: int) -> None:
         """Divide what beside ``transient`` bytes is free, where all have the least.
 
-        First comes a ring of slots for the state of the largest flat, which has ``largest_share`` of all elements:
-        so much can come while the one before computes. Then parameters, which are used most often: those that stay;
+        First come ``ring`` slots for the state of the largest flat: so much can come while the one before computes.
+        Then parameters, which are used most often: those that stay;
         then gradients, as far as ``gradient_slots`` are used; the rest is for state that stays.
         """
         self.check(transient)
         self.transient = transient
         self.homes.extend = fixed
         spare = self.most_transient - transient
-        state_pages = sum(len(column.pages) for column in self._state_columns)
-        ring = min(spare // self.page_bytes, round(state_pages * largest_share))
+        ring = min(spare // self.page_bytes, ring)
         spare -= ring * self.page_bytes
         for_parameters = min(spare, self._parameter_bytes - self.homes.budget)
         self.homes.budget += for_parameters
@@ -253,9 +268,14 @@ class Spill:
 
     def _choose_residents(self, room: int) -> None:
         all_fit = self.homes.budget == self._parameter_bytes
-        sizes = [shard.room for shard in self._shards]
-        for shard, stays in zip(self._shards, stay(sizes, sum(sizes) if all_fit else room), strict=True):
-            shard.resident = stays
+        copies = {copy for shard in self._shards for copy in shard.copies}
+        flats = [
+            [home, *(copy for copy in home.copies if copy.stays)] for home in self._shards if home not in copies
+        ]  # as wholes, since how they are cut into copies differs among ranks
+        sizes = [sum(shard.room for shard in flat) for flat in flats]
+        for flat, stays in zip(flats, stay(sizes, sum(sizes) if all_fit else room), strict=True):
+            for shard in flat:
+                shard.resident = stays
 
     @property
     def used(self) -> int:

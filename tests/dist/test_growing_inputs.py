@@ -73,9 +73,9 @@ def note_divisions(spill: Spill) -> list[int]:
     divisions: list[int] = []
     divide = spill.divide
 
-    def noted(transient: int, gradient_slots: int, largest_share: float) -> None:
+    def noted(transient: int, gradient_slots: int, ring: int) -> None:
         divisions.append(transient)
-        divide(transient, gradient_slots, largest_share)
+        divide(transient, gradient_slots, ring)
 
     spill.divide = noted  # type: ignore[method-assign]
     return divisions
