@@ -158,7 +158,7 @@ class SpilledShard:
         self._writes = []
 
 
-def fixed(nbytes: int) -> bool:
+def cannot_extend(nbytes: int) -> bool:
     """A budget can't be raised."""
     return False
 
@@ -172,7 +172,7 @@ class Homes:
         self.write_behind = False
         """Whether a shard is written down as soon as it isn't used, and not first when its memory is wanted."""
         self.used = 0
-        self.extend: Callable[[int], bool] = fixed
+        self.extend: Callable[[int], bool] = cannot_extend
         """Raises the budget by so many bytes, if they are to be had."""
         self._recent: dict[SpilledShard, None] = {}  # those here or coming, the least recently used first
 

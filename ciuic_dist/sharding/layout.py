@@ -89,7 +89,7 @@ def lay_out(
 
 
 def divide(sizes: Sequence[int], least: int) -> Iterator[slice]:
-    """Cut a sequence of ``sizes`` into runs, each as short as makes ``least`` together."""
+    """Cut a sequence of ``sizes`` in bytes into runs, each as short as makes ``least`` bytes together."""
     first, total, left = 0, 0, sum(sizes)
     for index, size in enumerate(sizes):
         total += size

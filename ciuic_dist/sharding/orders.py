@@ -85,10 +85,6 @@ class AgreedOrder:
         known = self._phase in self._learned and self._cursor < len(self._units)
         return self._units[self._cursor] if known else None
 
-    def passed(self) -> list[Unit]:
-        """What was gathered up to now."""
-        return self._units[: self._cursor]
-
     def rest(self) -> list[Unit]:
         """See Order."""
         taken, self._cursor = self._units[self._cursor :], len(self._units)

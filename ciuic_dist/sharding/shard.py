@@ -157,12 +157,14 @@ def _make_unit(
     return Unit(index, spec.name, spec.module, flats)
 
 
-def _groups(spec: UnitSpec, kind: Callable[[_Named], _Kind], least: int | None) -> Iterator[tuple[_Kind, list[_Named]]]:
-    """The parameters of each kind, all together or in runs of ``least`` bytes."""
+def _groups(
+    spec: UnitSpec, kind: Callable[[_Named], _Kind], least_bytes: int | None
+) -> Iterator[tuple[_Kind, list[_Named]]]:
+    """The parameters of each kind, all together or in runs of ``least_bytes``."""
     for key, members in groupby(sorted(spec.parameters.items(), key=kind), key=kind):
         named = list(members)
         sizes = [parameter.nbytes for _, parameter in named]
-        for run in [slice(None)] if least is None else divide(sizes, least):
+        for run in [slice(None)] if least_bytes is None else divide(sizes, least_bytes):
             yield key, named[run]
 
 

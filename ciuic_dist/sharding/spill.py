@@ -22,7 +22,7 @@ from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.planning.residency import stay
 from ciuic_dist.sharding.columns import PagedColumn
 from ciuic_dist.sharding.flat import Flat
-from ciuic_dist.sharding.homes import Homes, SpilledShard, fixed
+from ciuic_dist.sharding.homes import Homes, SpilledShard, cannot_extend
 
 _SMALLEST_PAGE, _LARGEST_PAGE = 8 << 10, 4 << 20
 _PAGES_OF_A_BUDGET = 192
@@ -254,7 +254,7 @@ class Spill:
         """
         self.check(transient)
         self.transient = transient
-        self.homes.extend = fixed
+        self.homes.extend = cannot_extend
         spare = self.most_transient - transient
         ring = min(spare // self.page_bytes, ring)
         spare -= ring * self.page_bytes

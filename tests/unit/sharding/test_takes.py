@@ -11,7 +11,7 @@ from torch import nn
 import ciuic_dist as cd
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.sharding.exchange.spilled import shards_of
-from ciuic_dist.sharding.homes import fixed
+from ciuic_dist.sharding.homes import cannot_extend
 from ciuic_dist.sharding.registry import sharded_of
 from tests.dist.models import Stack
 
@@ -32,7 +32,7 @@ def test_a_unit_without_room_for_all_its_shards_holds_none(model: nn.Module) -> 
     with torch.no_grad():
         expected = model(x)
         budget, extend = homes.budget, homes.extend
-        homes.extend = fixed
+        homes.extend = cannot_extend
         homes.shrink(shards[0].room)
         for _ in range(2):
             with pytest.raises(BudgetError, match="has no room"):
