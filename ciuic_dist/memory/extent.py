@@ -31,9 +31,12 @@ class Extent:
         return bool(self._pages)
 
     def store(self, parts: Sequence[Tensor]) -> list[Ticket]:
-        """Begin to write ``parts`` (uint8), one a page; they must stay as they are until the tickets are done."""
+        """Begin to write ``parts`` (uint8), one a page; they must stay as they are until the tickets are done.
+
+        Raises BudgetError, with nothing taken, where there aren't pages for all.
+        """
         if not self._pages:
-            self._pages = [take_slot(self._tiers, self._name) for _ in parts]
+            self._pages = take_slots(self._tiers, len(parts), self._name)
         self.stored = True
         return self._start(store, parts)
 
@@ -60,6 +63,13 @@ def take_slot(tiers: Sequence[Tier], name: str) -> tuple[Tier, int]:
         if tier.pool.free_slots:
             return tier, tier.pool.alloc()
     raise no_room(tiers, name)
+
+
+def take_slots(tiers: Sequence[Tier], count: int, name: str) -> list[tuple[Tier, int]]:
+    """So many, of the first tiers that have them. Raises BudgetError, with none taken, where all have too few."""
+    if sum(tier.pool.free_slots for tier in tiers) < count:
+        raise no_room(tiers, name)
+    return [take_slot(tiers, name) for _ in range(count)]
 
 
 def no_room(tiers: Sequence[Tier], name: str) -> BudgetError:

@@ -12,6 +12,7 @@ from math import sqrt
 
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.process import return_freed_memory
+from ciuic_dist.memory.tier import PageError
 from ciuic_dist.sharding.activations import Activations
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.meter import ActivationMeter
@@ -132,7 +133,7 @@ class Division:
 
     def _begin_anew(self, *, gradients: bool) -> None:
         if self._meter is None:
-            self._spill.shrink()
+            self._shrink()
         if (self._meter is None or self._meter.weighing) and self._known.any(gradients=gradients):
             self._head_room = _HEAD_ROOM
             self._known.slack = sqrt(_HEAD_ROOM)
@@ -141,6 +142,18 @@ class Division:
             self._evaluation.start()
         elif self._meter is None or self._meter.weighing:
             self._watch_anew()
+
+    def _shrink(self) -> None:
+        """Raises on all ranks what one meets, where all is divided as before."""
+        error = None
+        try:
+            self._spill.shrink()
+        except (BudgetError, PageError) as met:
+            error = met
+        if not self._largest(error is not None):
+            return
+        self._divide(self._needed)
+        raise error or BudgetError("on another rank what is in the way of larger inputs can't leave the device")
 
     def _watch_anew(self) -> None:
         self._meter = ActivationMeter()

@@ -241,3 +241,40 @@ def fail_in_forward(module: nn.Module, inputs: Any) -> None:
 
 def test_an_evaluation_that_raises_on_one_rank_is_made_room_for_anew() -> None:
     assert launch(evaluate_again, 40) == [(True, 3)] * 2
+
+
+def grow_without_room_below(counts: Sequence[int], crowded: int) -> tuple[list[str], list[float]]:
+    """What forwards answer, and the losses of the others; at one the second rank has no room below."""
+    torch.manual_seed(0)
+    model = cd.shard(Fed(), memory=cd.Memory(device=DEVICE, host="16MB"))
+    spill = sharded_of(model).spill
+    assert spill is not None
+    shrink = spill.shrink
+
+    def fail() -> None:
+        shrink()
+        raise BudgetError("no tier has room")
+
+    optimizer = cd.AdamW(model.parameters(), lr=1e-2)
+    answers, losses = [], []
+    for step, count in enumerate(counts):
+        spill.shrink = fail if step == crowded and rank() == 1 else shrink  # type: ignore[method-assign]
+        try:
+            loss = model(rows(count, step)).square().mean()
+        except BudgetError as error:
+            answers.append(str(error))
+            continue
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return answers, losses
+
+
+@pytest.mark.parametrize("after", [[2, 2, 24], [24, 2]])
+def test_larger_inputs_that_one_rank_has_no_room_for_are_refused_on_all(after: list[int]) -> None:
+    (first, losses), (second, others) = launch(grow_without_room_below, [2, 2, 2, 24, *after], 3)
+    assert len(first) == len(second) == 1
+    assert "on another rank" in first[0]
+    assert "no tier has room" in second[0]
+    assert len(losses) == len(others) == 3 + len(after)
