@@ -43,6 +43,7 @@ class Division:
         self._known = KnownSizes()
         self._meter: ActivationMeter | None = ActivationMeter()
         self._evaluation: ActivationMeter | None = None
+        self._abandoned: list[ActivationMeter] = []
         self._head_room = 1.0
         self._needed = 0
         self._refused = False
@@ -55,6 +56,8 @@ class Division:
 
         Raises BudgetError where lower tiers have no room for what must leave.
         """
+        while self._abandoned:  # autograd undoes what a backward does to the modes that watch operators
+            self._abandoned.pop().stop()
         self._refused, self._new = False, None
         if self._largest(not self._known.cover(sizes, gradients=gradients)):
             self._begin_anew(gradients=gradients)
@@ -186,6 +189,7 @@ class Division:
         """The next step is the first again."""
         if self._meter is not None:
             self._meter.stop()
+            self._abandoned.append(self._meter)
         self._watch_anew()
         self._known.forget()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+import weakref
+
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
 
 from ciuic_dist.memory.live import LiveBytes
 
@@ -16,6 +18,7 @@ class ActivationMeter:
 
     def __init__(self) -> None:
         self._live = LiveBytes()
+        weakref.finalize(self, leave, self._live).atexit = False  # a model may go before its second step
         self.counting = False
         self.weighing = False
         self.complete = False
@@ -46,7 +49,18 @@ class ActivationMeter:
         return done
 
     def stop(self) -> None:
-        """Count no more; a mode that was begun later and is still on must be left alone."""
-        if self.counting and _get_current_dispatch_mode() is self._live:
-            self._live.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        """Count no more."""
         self.counting = False
+        leave(self._live)
+
+
+def leave(mode: TorchDispatchMode) -> None:
+    """Take ``mode`` off this thread's stack, if it is there; those that were begun later stay."""
+    later = []
+    while (current := _get_current_dispatch_mode()) not in (mode, None):
+        later.append(current)
+        _pop_mode()
+    if current is mode:
+        mode.__exit__(None, None, None)
+    for other in reversed(later):
+        _push_mode(other)

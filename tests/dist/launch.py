@@ -125,6 +125,7 @@ def _init(timeout: float) -> None:
 
 def _serve(pipe: Connection, variables: dict[str, str]) -> None:
     import torch
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode
 
     os.environ.update(variables)
     torch.set_num_threads(1)
@@ -140,8 +141,10 @@ def _serve(pipe: Connection, variables: dict[str, str]) -> None:
             outcome = Outcome(value=function(*args))
         except Exception:  # noqa: BLE001 - whatever it is, the test is told
             outcome = Outcome(error=traceback.format_exc())
-        pipe.send_bytes(pickle.dumps(outcome))
         gc.collect()
+        while _get_current_dispatch_mode_stack():  # a model that goes in mid-step may leave its counting on
+            _pop_mode()
+        pipe.send_bytes(pickle.dumps(outcome))
 
 
 def _free_port() -> int:
