@@ -56,7 +56,7 @@ class Division:
 
         Raises BudgetError where lower tiers have no room for what must leave.
         """
-        while self._abandoned:  # autograd undoes what a backward does to the modes that watch operators
+        while self._abandoned:  # not sooner: autograd undoes what is done to modes in a backward
             self._abandoned.pop().stop()
         self._refused, self._new = False, None
         if self._largest(not self._known.cover(sizes, gradients=gradients)):
@@ -188,7 +188,6 @@ class Division:
     def _forget(self) -> None:
         """The next step is the first again."""
         if self._meter is not None:
-            self._meter.stop()
             self._abandoned.append(self._meter)
         self._watch_anew()
         self._known.forget()
