@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ciuic_dist.memory.extent import no_room, take_slot
 from ciuic_dist.memory.tier import PageError, Tier
@@ -255,7 +254,7 @@ class _Stored:
         self.name = name
         self.slots = slots
         self.nbytes = tensor.untyped_storage().nbytes()
-        self.source: Tensor | None = _without_graph(tensor)
+        self.source: Tensor | None = tensor.detach()
         """The tensor that was saved, without its graph; None when its memory was let go."""
         self.fetched: Tensor | None = None
         self.writes: list[Ticket] = []
@@ -332,7 +331,7 @@ class _Kept:
     """A saved tensor that stays in memory."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor = _without_graph(tensor)  # a result holds its graph, which would hold it
+        self._tensor = tensor.detach()  # a result holds its graph, which would hold it
         self._version = tensor._version
 
     def tensor(self) -> Tensor:
@@ -344,11 +343,6 @@ class _Kept:
 
 _Slots = list[tuple[Tier, int]]
 _Move = Callable[[Tier, int, Tensor, str], Ticket]
-
-
-def _without_graph(tensor: Tensor) -> Tensor:
-    with _disable_current_modes():  # who watches the model's operators watches no others
-        return tensor.detach()
 
 
 def _changed(tensor: Tensor, version: int) -> RuntimeError | None:
