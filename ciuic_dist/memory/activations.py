@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -254,7 +255,7 @@ class _Stored:
         self.name = name
         self.slots = slots
         self.nbytes = tensor.untyped_storage().nbytes()
-        self.source: Tensor | None = tensor.detach()
+        self.source: Tensor | None = _without_graph(tensor)
         """The tensor that was saved, without its graph; None when its memory was let go."""
         self.fetched: Tensor | None = None
         self.writes: list[Ticket] = []
@@ -331,7 +332,7 @@ class _Kept:
     """A saved tensor that stays in memory."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor.detach()  # a result holds its graph, which would hold it
+        self._tensor = _without_graph(tensor)  # a result holds its graph, which would hold it
         self._version = tensor._version
 
     def tensor(self) -> Tensor:
@@ -343,6 +344,23 @@ class _Kept:
 
 _Slots = list[tuple[Tier, int]]
 _Move = Callable[[Tier, int, Tensor, str], Ticket]
+
+
+def is_saving() -> bool:
+    """Whether the operator that is running now is this file's own, not the model's."""
+    return _saving.get()
+
+
+_saving = ContextVar("saving", default=False)
+
+
+def _without_graph(tensor: Tensor) -> Tensor:
+    """The same memory and version. Those who watch the model's operators must see it: the memory may be away yet."""
+    before = _saving.set(True)
+    try:
+        return tensor.detach()
+    finally:
+        _saving.reset(before)
 
 
 def _changed(tensor: Tensor, version: int) -> RuntimeError | None:

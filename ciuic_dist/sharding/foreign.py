@@ -1,4 +1,4 @@
-"""Finds reads of another unit's weights, which no module hook sees."""
+"""Finds reads of weights that no hook sees: of another unit's, and of a unit's own through ``detach()``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ciuic_dist.memory.activations import is_saving
 from ciuic_dist.sharding.sharded import Sharded
 from ciuic_dist.sharding.unit import Unit
 
@@ -18,7 +19,8 @@ class ForeignReads:
     """Watches every operator of the first forward (of training and of evaluation each).
 
     A unit whose weight is read while it is not running itself is gathered on the spot, and from then on together
-    with the unit that read it, in forward and in backward.
+    with the unit that read it, in forward and in backward. A weight that its own unit detaches may be read in the
+    backward when its gradient has come already.
     """
 
     def __init__(self, sharded: Sharded) -> None:
@@ -58,9 +60,15 @@ class _Watch(TorchDispatchMode):
         for leaf in () if self._sharded.gathers.exchanging else pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
                 unit = self._owner(leaf)
-                if unit is not None and not self._sharded.is_running(unit):
-                    self._sharded.note_foreign_read(unit)
+                if unit is not None:
+                    self._note(unit, func)
         return func(*args, **(kwargs or {}))
+
+    def _note(self, unit: Unit, func: Any) -> None:
+        if not self._sharded.is_running(unit):
+            self._sharded.note_foreign_read(unit)
+        elif func is torch.ops.aten.detach.default and not is_saving():
+            unit.detaches = True
 
     def _owner(self, tensor: Tensor) -> Unit | None:
         at = tensor.storage_offset() * tensor.itemsize

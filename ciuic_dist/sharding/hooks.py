@@ -1,9 +1,9 @@
 """The only file that touches module and autograd hooks.
 
 Forward hooks gather a unit and release it. In backward a unit is gathered when the first gradient of its
-outputs comes, found by walking any nested output. It is done when all its parameters' gradients have come and its
-input's has as well, or another unit begins; with unused or frozen parameters, when its input's has. What no hook
-caught, a callback at the end of the backward does.
+outputs comes, found by walking any nested output. It is done when all its parameters' gradients have come (where it
+detaches weights: and its input's has as well, or another unit begins); with unused or frozen parameters, when its
+input's has. What no hook caught, a callback at the end of the backward does.
 """
 
 from __future__ import annotations
@@ -126,6 +126,8 @@ class _Hooks:
         parameter.grad = None
         if self._sharded.gradients.arrive(flat, index, gradient):
             self._arrived.setdefault(unit, []).append(flat)
+            if not unit.detaches:
+                self._finish(unit)
 
     def _before_backward(self, unit: Unit, gradient: Tensor) -> None:
         self._ensure_begun()

@@ -35,7 +35,8 @@ class Unit:
         """``keep_full``: the full form stays in memory and is stale, not absent, while SHARDED.
 
         ``forwards`` counts calls whose backward hasn't come, ``backwards`` those whose backward is under way;
-        ``reads`` are other units whose weights it uses; ``borrowed`` tells that it is one of those.
+        ``reads`` are other units whose weights it uses; ``borrowed`` tells that it is one of those, ``detaches`` that
+        it reads weights of its own without a gradient.
         """
         self.index = index
         self.name = name or "the root unit"
@@ -48,6 +49,7 @@ class Unit:
         self.backwards = 0
         self.reads: list[Unit] = []
         self.borrowed = False
+        self.detaches = False
 
     @property
     def trainable(self) -> list[Flat]:

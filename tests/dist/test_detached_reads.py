@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+import torch
 
 import ciuic_dist as cd
+from ciuic_dist.sharding.registry import sharded_of
 from tests.dist.launch import launch
 from tests.dist.models import DetachedBelow, Stack
 from tests.dist.spilling import assert_spilling_changes_nothing
@@ -24,3 +26,13 @@ def test_a_unit_stays_as_it_is_until_its_backward_is_over(world: int, early: boo
     for stage in range(4):
         assert_equal(launch(train_sharded, task, stage, world=world), plain)
         assert_spilling_changes_nothing(task, UNDER_BUDGET, stage, world)
+
+
+def units_that_detach() -> list[bool]:
+    model = cd.shard(Stack(48, 200), memory=UNDER_BUDGET)
+    model(torch.ones(4, 8)).sum().backward()
+    return [unit.detaches for unit in sharded_of(model).units]
+
+
+def test_what_is_saved_for_the_backward_counts_as_no_such_read() -> None:
+    assert launch(units_that_detach, world=1) == [[False] * 4]

@@ -170,7 +170,7 @@ def test_bytes_a_parameter(precision: str | None) -> None:
 
 def pages_of_state(folder: Path, state_dtype: str | None) -> int:
     """How many there are."""
-    model = cd.shard(Stack(256, 1024), memory=cd.Memory(device="14MB", nvme=f"{folder}:100MB"))
+    model = cd.shard(Stack(256, 4096), memory=cd.Memory(device="40MB", nvme=f"{folder}:100MB"))
     train(model, cd.AdamW(model.parameters(), state_dtype=state_dtype, in_backward=True), range(3))
     spill = sharded_of(model).spill
     assert spill is not None
@@ -178,9 +178,10 @@ def pages_of_state(folder: Path, state_dtype: str | None) -> int:
 
 
 def test_pages_hold_four_times_as_many_values(tmp_path: Path) -> None:
+    # A flat takes whole pages of each, so flats are many pages here.
     [eight] = launch(pages_of_state, tmp_path, "8bit", world=1)
     [whole] = launch(pages_of_state, tmp_path, None, world=1)
-    assert eight < 0.32 * whole
+    assert eight < 0.28 * whole
 
 
 def start(path: Path, options: dict[str, Any], state_dtype: str | None) -> Any:

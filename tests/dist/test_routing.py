@@ -78,7 +78,7 @@ UNITS = ["Block", "Expert"]
 ROUTED = Task(Mixture, routed_loss, steps=5, options={"units": UNITS})
 
 
-def little(folder: Path, device: str = "1200KB") -> cd.Memory:
+def little(folder: Path, device: str = "900KB") -> cd.Memory:
     return cd.Memory(device=device, nvme=f"{folder}:32MB")
 
 

@@ -21,7 +21,7 @@ from tests.dist.training import OUR_ADAMW, Sample, Task, made, mean_square
 between_hosts = partial(assert_spilling_changes_nothing, shared=False)
 BLOCKS = 20
 TALL = partial(Deep, BLOCKS, 80)
-DEVICE = "800KB"
+DEVICE = "650KB"
 """Of which units in use take 98 and what is on the wire some 250; all parameters would take 655."""
 
 every_stage = pytest.mark.parametrize("stage", range(4))
