@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -16,7 +17,7 @@ from ciuic_dist.comm.groups import rank
 from ciuic_dist.sharding.registry import sharded_of
 from tests.dist.launch import launch
 from tests.dist.spilling import Deep, assert_spilling_changes_nothing, below, every_tier
-from tests.dist.training import OUR_ADAMW, Sample, Task, made, mean_square
+from tests.dist.training import OUR_ADAMW, Sample, Task, made, mean_square, train_sharded
 
 between_hosts = partial(assert_spilling_changes_nothing, shared=False)
 BLOCKS = 20
@@ -132,3 +133,15 @@ def test_checkpoints(stage: int, tmp_path: Path) -> None:
         launch(load_and_go_on, tmp_path / "b", stage, memory, shared=False),
     ):
         torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+
+
+def threads_after(models: int) -> int:
+    """Of this process, when so many models were trained and are gone."""
+    for _ in range(models):
+        train_sharded(Task(TALL, steps=1), 3)
+    gc.collect()
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_a_model_that_is_gone_leaves_no_threads() -> None:
+    assert launch(threads_after, 4, shared=False) == launch(threads_after, 1, shared=False)

@@ -6,6 +6,7 @@ there while its unit is used; below it comes and goes like a shard until the nex
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
@@ -46,6 +47,8 @@ class CollectiveExchange:
         # shard has come: each kind has one order on all ranks, all together and the caller's own don't.
         self._reducing = _new_group()
         self._gathering = None if spill is None else _new_group()
+        self._end = weakref.finalize(self, _end_groups, self._reducing, self._gathering)
+        self._end.atexit = False
         self._flats: Sequence[Flat] = ()
         self._outdated: set[int] = set()
         self._unsent: deque[Unit] = deque()
@@ -172,7 +175,8 @@ class CollectiveExchange:
         return 0
 
     def close(self) -> None:
-        """The process group is the caller's."""
+        """The default group is the caller's."""
+        self._end()
 
     @property
     def _resizes(self) -> bool:
@@ -228,3 +232,10 @@ class CollectiveExchange:
 def _new_group() -> dist.ProcessGroup:
     group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=timeout_seconds()))
     return group
+
+
+def _end_groups(*groups: dist.ProcessGroup | None) -> None:
+    """An idle group of Gloo has a thread that wakes up a hundred times a second; others can't be ended by one rank."""
+    for group in groups:
+        if group is not None and dist.is_initialized() and dist.get_backend(group) == dist.Backend.GLOO:
+            dist.destroy_process_group(group)
