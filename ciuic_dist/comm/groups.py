@@ -42,9 +42,10 @@ def init(timeout: float = DEFAULT_TIMEOUT) -> None:
     world = _check_environment()
     if world == 1:
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(device())
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    kind = device().type
+    if kind != "cpu":
+        torch.accelerator.set_device_index(device())
+    backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     made = dist.group.WORLD
     assert made is not None
@@ -67,9 +68,9 @@ def _check_environment() -> int:
     rank_, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if not 0 <= rank_ < world:
         raise ValueError(f"RANK={rank_} is outside the world: WORLD_SIZE={world} needs ranks 0 to {world - 1}")
-    if torch.cuda.is_available() and local >= torch.cuda.device_count():
+    if device().type != "cpu" and local >= torch.accelerator.device_count():
         raise ValueError(
-            f"LOCAL_RANK={local} has no GPU of its own: this host has {torch.cuda.device_count()}; "
+            f"LOCAL_RANK={local} has no GPU of its own: this host has {torch.accelerator.device_count()}; "
             f"start at most that many ranks here (--nproc-per-node)"
         )
     return world
@@ -91,10 +92,11 @@ def timeout_seconds() -> float:
 
 
 def device() -> torch.device:
-    """Where this rank computes: its GPU, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    """Where this rank computes: its GPU, or another accelerator with streams, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or accelerator.type == "mps":
+        return torch.device("cpu")
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @cache

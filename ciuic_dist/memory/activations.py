@@ -41,9 +41,10 @@ class ActivationStore:
         *,
         least_bytes: int,
         bytes_under_way: int,
+        device: torch.device,
         keep: Callable[[Tensor], bool],
     ) -> None:
-        """Store CPU storages of ``least_bytes`` and more, unless ``keep`` says that a saved tensor's stays anyway.
+        """Store ``device``'s storages of ``least_bytes`` and more, unless ``keep`` says that a saved tensor's stays.
 
         ``tiers`` have pages of one size; the first that has room is used. ``keep`` is for parameters, their full
         forms and their views. At most ``bytes_under_way`` wait to be written, or one storage where that is larger;
@@ -54,6 +55,7 @@ class ActivationStore:
         self._transfers = transfers
         self._least_bytes = least_bytes
         self._bytes_under_way = bytes_under_way
+        self._device = device
         self._keep = keep
         self._known: weakref.WeakValueDictionary[int, _Stored] = weakref.WeakValueDictionary()  # by storage
         self._forwards: dict[int, list[SavedForward]] = {}  # by unit, oldest first
@@ -136,7 +138,7 @@ class ActivationStore:
         return restored
 
     def _is_worth_it(self, tensor: Tensor) -> bool:
-        plain = type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.layout is torch.strided
+        plain = type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device == self._device
         if not plain or tensor.is_complex() or tensor.is_quantized or tensor.is_neg():
             return False  # parameters; what has more to it than its bytes
         return tensor.untyped_storage().nbytes() >= self._least_bytes and not self._keep(tensor)
@@ -160,7 +162,7 @@ class ActivationStore:
         """See to it that the content is in memory, or on its way, and stays."""
         stored.recalled = True
         if stored.needs_fetch:
-            stored.fetched = torch.empty(stored.nbytes, dtype=torch.uint8)
+            stored.fetched = torch.empty(stored.nbytes, dtype=torch.uint8, device=self._device)
             stored.reads = self._move(self._transfers.fetch, stored, stored.fetched)
             self._reading.append(stored)
 
@@ -325,7 +327,7 @@ class _Saved:
         stored.unread += 1
 
     def view_of(self, memory: Tensor) -> Tensor:
-        return torch.empty(0, dtype=self._dtype).set_(memory.untyped_storage(), *self._place)
+        return torch.empty(0, dtype=self._dtype, device=memory.device).set_(memory.untyped_storage(), *self._place)
 
 
 class _Kept:
@@ -374,7 +376,7 @@ def _changed(tensor: Tensor, version: int) -> RuntimeError | None:
 
 def _bytes_of(tensor: Tensor) -> Tensor:
     """The whole storage, 1-D uint8."""
-    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
 def _wait(tickets: Iterable[Ticket]) -> PageError | None:

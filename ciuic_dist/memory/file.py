@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.memory.mapping import private
 from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.tier import PageError, check_access, check_length, slots_usage
 from ciuic_dist.monitor.usage import TierUsage
@@ -35,8 +35,10 @@ class FileTier:
 
     name = "nvme"
 
-    def __init__(self, folder: Path, page_bytes: int, slots: int) -> None:
-        """Reserves the space at once.
+    def __init__(
+        self, folder: Path, page_bytes: int, slots: int, make_buffer: Callable[[int], Tensor] = private
+    ) -> None:
+        """Reserves the space at once. ``make_buffer``: of so many bytes, for pages on their way from or to a device.
 
         Raises BudgetError where ``folder`` has too little, OSError where no file can be made there, ValueError for
         ``page_bytes`` that are no multiple of 4096 or no slots.
@@ -52,7 +54,8 @@ class FileTier:
         self._counting = threading.Lock()
         self._hash = xxh3_64
         self._written: dict[int, tuple[int, int]] = {}  # bytes and checksum, by slot
-        self._bounce = threading.local()
+        self._make_buffer = make_buffer
+        self._buffers = threading.local()
         self._description = f"{self.name} (the unnamed file in {folder})"
         self._file = _open_unnamed(folder)
         self._close = weakref.finalize(self, os.close, self._file)
@@ -67,9 +70,12 @@ class FileTier:
         """See Tier."""
         check_access(self.pool, slot, source, self.page_bytes)
         self._written.pop(slot, None)
-        checksum = self._checksum(source)
+        on_host = self._on_host(source)
+        if on_host is not source:
+            on_host.copy_(source)
+        checksum = self._checksum(on_host)
         with self._naming_page(f"{name} can't be written to"):
-            for content, buffer, offset in self._parts(slot, source):
+            for content, buffer, offset in self._parts(slot, on_host):
                 if buffer is not content:
                     buffer[: content.numel()].copy_(content)
                 self._move_all(os.pwritev, buffer, offset)
@@ -82,16 +88,19 @@ class FileTier:
         check_access(self.pool, slot, into, self.page_bytes)
         length, checksum = self._written.get(slot, (None, 0))
         check_length(length, into, self._description, name)
+        on_host = self._on_host(into)
         with self._naming_page(f"{name} can't be read from"):
-            for content, buffer, offset in self._parts(slot, into):
+            for content, buffer, offset in self._parts(slot, on_host):
                 self._move_all(os.preadv, buffer, offset)
                 if buffer is not content:
                     content.copy_(buffer[: content.numel()])
-        if self._checksum(into) != checksum:
+        if self._checksum(on_host) != checksum:
             raise PageError(
                 f"{name} was read from {self._description} at byte {slot * self.page_bytes} and is not what was "
                 f"written there: the drive or its memory is faulty, or something else wrote to the file"
             )
+        if on_host is not into:
+            into.copy_(on_host)
         with self._counting:
             self.bytes_read += into.numel()
 
@@ -130,10 +139,19 @@ class FileTier:
             yield part, self._bounce_buffer()[: blocks * _BLOCK], start + done
 
     def _bounce_buffer(self) -> Tensor:
-        if not hasattr(self._bounce, "buffer"):
-            self._bounce.buffer = torch.frombuffer(mmap.mmap(-1, _BOUNCE), dtype=torch.uint8)
-        buffer: Tensor = self._bounce.buffer
+        if not hasattr(self._buffers, "bounce"):
+            self._buffers.bounce = private(_BOUNCE)
+        buffer: Tensor = self._buffers.bounce
         return buffer
+
+    def _on_host(self, content: Tensor) -> Tensor:
+        """A buffer for what lies on a device, one a thread; else ``content`` itself."""
+        if content.device.type == "cpu":
+            return content
+        if not hasattr(self._buffers, "page"):
+            self._buffers.page = self._make_buffer(self.page_bytes)
+        buffer: Tensor = self._buffers.page
+        return buffer[: content.numel()]
 
     def _move_all(self, operation: Callable[[int, list[memoryview], int], int], buffer: Tensor, offset: int) -> None:
         """Call ``operation`` until it has moved all of ``buffer``; raises OSError."""

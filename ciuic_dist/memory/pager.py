@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ciuic_dist.memory.device import Slab
 from ciuic_dist.memory.extent import take_slot
-from ciuic_dist.memory.mapping import give_back, private
 from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.table import Page, PageState
 from ciuic_dist.memory.tier import Tier
@@ -47,14 +47,21 @@ class Pager:
     """Device slots of ``page_bytes`` each, and what lies in them."""
 
     def __init__(
-        self, *, page_bytes: int, most_slots: int, slots: int, tiers: Sequence[Tier], transfers: Transfers
+        self,
+        slab: Slab,
+        *,
+        page_bytes: int,
+        most_slots: int,
+        slots: int,
+        tiers: Sequence[Tier],
+        transfers: Transfers,
     ) -> None:
-        """Uses ``slots`` of them at first and up to ``most_slots`` when allowed; memory is taken at first use."""
+        """Uses ``slots`` slots of ``slab`` at first and up to ``most_slots``, all it has, when allowed."""
         self.page_bytes = page_bytes
         self.counts = PagerCounts()
         self.limit = min(slots, most_slots)
         self._pool = SlotPool(most_slots)
-        self._slab = private(most_slots * page_bytes)
+        self._slab = slab
         self._tiers = tiers
         self._transfers = transfers
         self._order: list[Page] = []
@@ -88,8 +95,7 @@ class Pager:
         """
         self.limit = min(slots, self._pool.slots)
         self._leave_at_most(self.limit)
-        for slot in self._pool.forget_free():
-            give_back(self._slab[slot * self.page_bytes :][: self.page_bytes], from_file=False)
+        self._slab.give_back(self._pool.forget_free())
         self._ahead = self._cursor
 
     def pin(self, page: Page) -> Tensor:
@@ -298,5 +304,4 @@ class Pager:
 
     def _view(self, page: Page) -> Tensor:
         assert page.slot is not None
-        start = page.slot * self.page_bytes
-        return self._slab[start : start + page.nbytes]
+        return self._slab.view(page.slot, page.nbytes)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 
-from ciuic_dist.memory.host import allocate
+from ciuic_dist.memory.mapping import private
 from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.tier import check_access, check_length, slots_usage
 from ciuic_dist.monitor.usage import TierUsage
@@ -14,11 +15,12 @@ from ciuic_dist.monitor.usage import TierUsage
 class RamTier:
     """A Tier over one slab; a page of it takes memory from its first use on. Its content is not checksummed."""
 
-    def __init__(self, name: str, page_bytes: int, slots: int) -> None:
+    def __init__(self, name: str, page_bytes: int, slots: int, make_buffer: Callable[[int], Tensor] = private) -> None:
+        """``make_buffer``: of so many bytes, for the slab."""
         self.name = name
         self.page_bytes = page_bytes
         self.pool = SlotPool(slots)
-        self._slab = allocate(page_bytes * slots, torch.uint8, torch.device("cpu"))
+        self._slab = make_buffer(page_bytes * slots)
         self._written: dict[int, int] = {}  # bytes, by slot
 
     def write(self, slot: int, source: Tensor, name: str) -> None:

@@ -19,8 +19,8 @@ class Tier(Protocol):
     """Slots of ``page_bytes`` each that hold the contents of pages; ``name`` is "host" or "nvme".
 
     Slots are taken from ``pool`` and given back to it by the user. ``write`` and ``read`` block, and may run in
-    several threads at once for different slots. Buffers are 1-D contiguous uint8 tensors on the CPU of 1 to
-    ``page_bytes`` elements (ValueError otherwise), at any address. A slot that is not in use raises PageMisuse.
+    several threads at once for different slots. Buffers are 1-D contiguous uint8 tensors of 1 to ``page_bytes``
+    elements (ValueError otherwise), on any device, at any address. A slot that is not in use raises PageMisuse.
     """
 
     name: str
@@ -48,10 +48,10 @@ def slots_usage(pool: SlotPool, page_bytes: int) -> TierUsage:
 def check_access(pool: SlotPool, slot: int, buffer: Tensor, page_bytes: int) -> None:
     """Raises PageMisuse for a slot not in use, ValueError for a buffer that no tier takes."""
     pool.check_used(slot)
-    plain = buffer.dtype is torch.uint8 and buffer.dim() == 1 and buffer.is_contiguous() and buffer.device.type == "cpu"
+    plain = buffer.dtype is torch.uint8 and buffer.dim() == 1 and buffer.is_contiguous() and not buffer.is_meta
     if not plain or not 1 <= buffer.numel() <= page_bytes:
         raise ValueError(
-            f"a page is a 1-D contiguous uint8 tensor on the CPU of 1 to {page_bytes} elements, not "
+            f"a page is a 1-D contiguous uint8 tensor of 1 to {page_bytes} elements, not "
             f"{tuple(buffer.shape)} of {buffer.dtype} on {buffer.device}"
         )
 

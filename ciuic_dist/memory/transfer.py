@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
+from typing import Any
 
 from torch import Tensor
 
+from ciuic_dist.memory.device import Device, HostDevice
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.monitor.spilling import LinkStats
 
@@ -34,39 +36,46 @@ class TransferStats:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One page's way over ``link``, to be begun by Transfers; ``run`` does it."""
+    """One page's way over ``link``, ``down`` from the device or up, to be begun by Transfers; ``run`` does it."""
 
     link: str
     name: str
     nbytes: int
+    down: bool
     run: Callable[[], None]
 
 
 def store(tier: Tier, slot: int, source: Tensor, name: str) -> Copy:
     """A ``tier.write``; ``source`` must stay as it is until the ticket is done."""
-    return Copy(f"device->{tier.name}", name, source.numel(), partial(tier.write, slot, source, name))
+    return Copy(f"device->{tier.name}", name, source.numel(), True, partial(tier.write, slot, source, name))
 
 
 def fetch(tier: Tier, slot: int, into: Tensor, name: str) -> Copy:
     """A ``tier.read``; ``into`` is valid once waiting for the ticket has raised nothing."""
-    return Copy(f"{tier.name}->device", name, into.numel(), partial(tier.read, slot, into, name))
+    return Copy(f"{tier.name}->device", name, into.numel(), False, partial(tier.read, slot, into, name))
 
 
 class Transfers:
     """Threads that move pages. Any transfer may overtake another: what must come after one waits for its ticket."""
 
-    def __init__(self, threads: int, timeout: float) -> None:
-        """``timeout``: seconds that waiting for a ticket may take."""
+    def __init__(self, threads: int, timeout: float, device: Device | None = None) -> None:
+        """``timeout``: seconds that waiting for a ticket may take; ``device``: None for the host."""
         self._timeout = timeout
+        self._device = device or HostDevice()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="ciuic-transfer")
         self._lock = Lock()
         self._links: defaultdict[str, _Link] = defaultdict(_Link)
         self._stall_seconds = 0.0
 
     def start(self, copies: Sequence[Copy]) -> Ticket:
-        """Begin ``copies``, each when the one before is through, so that they may use the same memory."""
+        """Begin ``copies``, each when the one before is through, so that they may use the same memory.
+
+        They come after all that this thread has asked of the device until now.
+        """
         what = ", then ".join(f"{copy.name} ({copy.link})" for copy in copies)
-        return Ticket(self._executor.submit(self._run, copies), what, self._timeout, self._count_stall)
+        return Ticket(
+            self._executor.submit(self._run, copies, self._device.mark()), what, self._timeout, self._count_stall
+        )
 
     def store(self, tier: Tier, slot: int, source: Tensor, name: str) -> Ticket:
         """Begin one ``store``."""
@@ -87,9 +96,9 @@ class Transfers:
         """Wait for what is under way and end the threads. What failed is told by its ticket alone."""
         self._executor.shutdown()
 
-    def _run(self, copies: Sequence[Copy]) -> None:
+    def _run(self, copies: Sequence[Copy], mark: Any) -> None:
         for copy in copies:
-            with self._busy(copy.link):
+            with self._busy(copy.link), self._device.beside(mark, down=copy.down):
                 copy.run()
             with self._lock:
                 self._links[copy.link].bytes += copy.nbytes

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from math import sqrt
 
 from ciuic_dist.memory.budget import BudgetError
-from ciuic_dist.memory.process import return_freed_memory
 from ciuic_dist.memory.tier import PageError
 from ciuic_dist.sharding.activations import Activations
 from ciuic_dist.sharding.exchange.base import Exchange
@@ -108,7 +107,7 @@ class Division:
         elif self._activations is not None:
             self._activations.decide(self._spill.most_transient - self._counted(self._meter))
             self._agree_on(self._meter)
-        return_freed_memory()
+        self._spill.device.give_back_freed()
 
     @property
     def transient(self) -> int:

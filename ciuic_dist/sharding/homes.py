@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 
-from torch import Tensor
-
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.extent import Extent
-from ciuic_dist.memory.frames import Frames, Window
+from ciuic_dist.memory.place import Place
 from ciuic_dist.memory.transfer import Ticket
 
 
@@ -31,30 +29,24 @@ class HomeState(Enum):
 
 
 class SpilledShard:
-    """One shard: its frames on the device, the window that shows them, and its extent in lower tiers.
+    """One shard: its place on the device and its extent in lower tiers.
 
     ``copies`` are this rank's own of the other ranks' slices, where ranks share no memory.
     """
 
-    def __init__(
-        self, name: str, nbytes: int, window: Window, index: int, extent: Extent, homes: Homes, *, stays: bool = True
-    ) -> None:
-        """``window`` shows the full form, of which this shard of ``nbytes`` is slice ``index``.
+    def __init__(self, name: str, place: Place, extent: Extent, homes: Homes, *, stays: bool = True) -> None:
+        """``stays``: its content is kept between uses. ``room``: bytes of the whole pages that it takes.
 
-        ``stays``: its content is kept between uses. ``room``: bytes of the frames it takes. ``wanted``: how many
-        uses are under way, other ranks' included. ``resident``: once here it doesn't leave.
+        ``wanted``: how many uses are under way, other ranks' included. ``resident``: once here it doesn't leave.
         """
         self.name = name
+        self.place = place
         self.stays = stays
         self.copies: list[SpilledShard] = []
-        self.room = homes.frames_for(nbytes) * homes.frames.frame_bytes
-        self.frames: list[int] = []
+        self.room = homes.room_of(place.nbytes)
         self.state = HomeState.AWAY
         self.wanted = 0
         self.resident = False
-        self._nbytes = nbytes
-        self._window = window
-        self._index = index
         self._extent = extent
         self._homes = homes
         self._dirty = False
@@ -79,11 +71,10 @@ class SpilledShard:
         self._homes.drop(self)
 
     def begin(self) -> None:
-        """Start to bring the shard here; there must be frames for it."""
-        pool = self._homes.frames.pool
-        self.frames = [pool.alloc() for _ in range(self._homes.frames_for(self._nbytes))]
+        """Start to bring the shard here; there must be room for it."""
+        self.place.take()
         self.state = HomeState.COMING
-        self._reads = self._extent.fetch(self._contents()) if self._extent.stored else []
+        self._reads = self._extent.fetch(self.place.pages()) if self._extent.stored else []
 
     def arrived(self) -> bool:
         """Whether ``finish`` would return at once."""
@@ -97,8 +88,8 @@ class SpilledShard:
         self.state = HomeState.HERE
 
     def show(self, others: Mapping[int, Sequence[int]] | None = None) -> None:
-        """Show the shard, which is here and wanted, in its window, with ``others``' frames in theirs."""
-        self._window.open({**(others or {}), self._index: self.frames})
+        """The shard, which is here and wanted, is at its address, with ``others``' frames at theirs."""
+        self.place.show(others)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -118,7 +109,7 @@ class SpilledShard:
 
     def hide(self) -> None:
         """No use is under way."""
-        self._window.close()
+        self.place.hide()
 
     def write_behind(self) -> None:
         """What was written goes down, behind the computation."""
@@ -131,25 +122,16 @@ class SpilledShard:
         self._extent.forget()
 
     def leave(self) -> None:
-        """Give the frames back."""
+        """Give the memory back."""
         if self._dirty:
             self._write()
         self._wait_for_writes()
-        for frame in self.frames:
-            self._homes.frames.pool.free(frame)
-        self.frames = []
+        self.place.give_back()
         self.state = HomeState.AWAY
-
-    def _contents(self) -> list[Tensor]:
-        size = self._homes.frames.frame_bytes
-        return [
-            self._homes.frames.view(frame, min(size, self._nbytes - number * size))
-            for number, frame in enumerate(self.frames)
-        ]
 
     def _write(self) -> None:
         self._wait_for_writes()
-        self._writes = self._extent.store(self._contents())
+        self._writes = self._extent.store(self.place.pages())
         self._dirty = False
 
     def _wait_for_writes(self) -> None:
@@ -166,19 +148,19 @@ def cannot_extend(nbytes: int) -> bool:
 class Homes:
     """All spilled shards of a rank, and the device memory they may have together."""
 
-    def __init__(self, frames: Frames) -> None:
-        self.frames = frames
+    def __init__(self, page_bytes: int) -> None:
         self.budget = 0
         self.write_behind = False
         """Whether a shard is written down as soon as it isn't used, and not first when its memory is wanted."""
         self.used = 0
         self.extend: Callable[[int], bool] = cannot_extend
         """Raises the budget by so many bytes, if they are to be had."""
+        self._page_bytes = page_bytes
         self._recent: dict[SpilledShard, None] = {}  # those here or coming, the least recently used first
 
-    def frames_for(self, nbytes: int) -> int:
-        """How many frames a shard takes."""
-        return -(-nbytes // self.frames.frame_bytes)
+    def room_of(self, nbytes: int) -> int:
+        """Bytes of the whole pages that a shard takes."""
+        return -(-nbytes // self._page_bytes) * self._page_bytes
 
     def has_room(self, shards: Sequence[SpilledShard]) -> bool:
         """Whether all could be taken."""
@@ -225,11 +207,10 @@ class Homes:
             self._send_away(shard)
 
     def shrink(self, budget: int) -> None:
-        """Have no more than ``budget`` from now on, in memory as well, but for what is in use."""
+        """Have no more than ``budget`` from now on, but for what is in use."""
         self.budget = budget
         while self.used > budget and (idle := self._idle()):
             self._send_away(idle[0])
-        self.frames.give_back()
 
     def _bring(self, shard: SpilledShard) -> None:
         self._make_room(shard)

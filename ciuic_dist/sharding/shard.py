@@ -100,11 +100,9 @@ def shard(
 def _spill(memory: Memory | None) -> Spill | None:
     if memory is None:
         return None
-    if groups.device().type != "cpu":
-        raise NotImplementedError("memory budgets are not supported on GPUs yet: pass memory=None (no spilling)")
     ranks_on_host = groups.gather_objects(groups.host_identity()).count(groups.host_identity())
     budgets = memory.resolve(ranks_on_host)
-    return None if budgets.device is None else Spill(budgets)
+    return None if budgets.device is None else Spill(budgets, groups.device())
 
 
 def _check(model: nn.Module, stage: int, mixed_precision: str | None, plan: None) -> None:
@@ -197,7 +195,8 @@ def _choose_exchange(
     if world == 1:
         return LocalExchange(spill)
     same_host = len(set(groups.gather_objects(groups.host_identity()))) == 1
-    if device.type != "cpu" or not same_host:
+    can_share = device.type == "cpu" and (spill is None or spill.windows is not None)
+    if not can_share or not same_host:
         return CollectiveExchange(world=world, stage=stage, spill=spill)
     trainable = [flat for unit in units for flat in unit.trainable]
     in_turn = stage > 1 or spill is not None
@@ -206,7 +205,7 @@ def _choose_exchange(
     mailbox = MailboxLayout(trainable, own_slot, board.nbytes)
     flats = [flat for unit in units for flat in unit.flats]
     common = sum(page_rounded(flat.full_bytes) for flat in flats if not flat.spills) if stage else 0
-    frames = None if spill is None else spill.homes.frames.descriptor
+    frames = None if spill is None or spill.windows is None else spill.windows.frames.descriptor
     spilled = 0 if spill is None else min(sum(flat.full_bytes for flat in flats if flat.spills), world * spill.budget)
     pool = open_pool(common, mailbox.nbytes, frames, spilled)
     if isinstance(pool, OSError):

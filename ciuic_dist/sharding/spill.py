@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ciuic_dist.comm.groups import timeout_seconds
+from ciuic_dist.memory.accelerator import Accelerator
 from ciuic_dist.memory.activations import ActivationStore
 from ciuic_dist.memory.budget import BudgetError, Budgets
+from ciuic_dist.memory.device import Device, HostDevice
 from ciuic_dist.memory.extent import Extent
 from ciuic_dist.memory.file import FileTier
-from ciuic_dist.memory.frames import Frames, Window
 from ciuic_dist.memory.pager import Pager
-from ciuic_dist.memory.process import anonymous_bytes, return_freed_memory
+from ciuic_dist.memory.place import Place
 from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Transfers
@@ -23,8 +24,9 @@ from ciuic_dist.planning.residency import stay
 from ciuic_dist.sharding.columns import PagedColumn
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import Homes, SpilledShard, cannot_extend
+from ciuic_dist.sharding.housing import Housed, StorageHousing, WindowHousing, shows_frames
 
-_SMALLEST_PAGE, _LARGEST_PAGE = 8 << 10, 4 << 20
+_SMALLEST_PAGE = 8 << 10
 _PAGES_OF_A_BUDGET = 192
 _PAGES_OF_A_FLAT = 2
 """Of each rank, at least: a flat is what is exchanged at once, so units are divided, but a shard takes whole pages."""
@@ -45,15 +47,20 @@ _THREADS = 4
 class Spill:
     """Divides the device's budget, and knows what everything takes."""
 
-    def __init__(self, budgets: Budgets) -> None:
-        """Reserves the tiers. Raises BudgetError where they can't be had."""
+    def __init__(self, budgets: Budgets, where: torch.device) -> None:
+        """Reserves the tiers below the device ``where``. Raises BudgetError where they can't be had."""
         assert budgets.device is not None
         self._baseline = 0
         self.budget = budgets.device
-        self.page_bytes = _page_bytes(budgets.device)
-        self.tiers = _open_tiers(budgets, self.page_bytes)
-        self.transfers = Transfers(_THREADS, timeout_seconds())
-        self.homes = Homes(Frames(self.page_bytes, self.budget // self.page_bytes))
+        self._where = where
+        self.device: Device = HostDevice() if where.type == "cpu" else Accelerator(where)
+        self.page_bytes = _page_bytes(budgets.device, self.device.largest_page)
+        self.tiers = _open_tiers(budgets, self.page_bytes, self.device)
+        self.transfers = Transfers(_THREADS, timeout_seconds(), self.device)
+        self.homes = Homes(self.page_bytes)
+        frames = self.budget // self.page_bytes
+        self.windows = WindowHousing(self.page_bytes, frames) if shows_frames(where) else None
+        self._housing = self.windows or StorageHousing(self.page_bytes)
         self.states = self._pager(_STATE_SLOTS)
         self.gradients = self._pager(_GRADIENT_SLOTS)
         self.steps = 0
@@ -68,9 +75,11 @@ class Spill:
         self._all_parameters = 0
 
     def _pager(self, slots: int) -> Pager:
+        most = max(self.budget // self.page_bytes, slots)
         return Pager(
+            self.device.slab(most, self.page_bytes),
             page_bytes=self.page_bytes,
-            most_slots=max(self.budget // self.page_bytes, slots),
+            most_slots=most,
             slots=slots,
             tiers=self.tiers,
             transfers=self.transfers,
@@ -94,7 +103,12 @@ class Spill:
         """For what autograd saves; ``keep`` tells what isn't worth it."""
         page = self.page_bytes
         return ActivationStore(
-            self.tiers, self.transfers, least_bytes=page // 2, bytes_under_way=_THREADS * page, keep=keep
+            self.tiers,
+            self.transfers,
+            least_bytes=page // 2,
+            bytes_under_way=_THREADS * page,
+            device=self._where,
+            keep=keep,
         )
 
     @property
@@ -115,39 +129,29 @@ class Spill:
 
     def house_shared(self, flat: Flat, files: Sequence[int]) -> None:
         """Give the flat a place and a home; ``files`` are the frames of all ranks that have a part of it."""
-        nbytes = flat.full_bytes // flat.layout.world
-        window = Window([(nbytes, file) for file in files], self.page_bytes)
-        flat.home = self._spilled(flat.name, nbytes, window, flat.owner)
-        flat.place(window.memory[: flat.full_bytes].view(flat.compute_dtype))
+        assert self.windows is not None
+        self._settle_in(flat, self.windows.shared(flat, files), copies_stay=False)
 
     def house(self, flat: Flat, *, copies_stay: bool = True) -> None:
-        """The same where this rank has all of the flat in frames of its own, the other ranks' slices as copies.
+        """The same where this rank has all of the flat in memory of its own, the other ranks' slices as copies.
 
-        These count as many frames as on the rank where they take most: all ranks must have room for the same.
+        These count as many pages as on the rank where they take most: all ranks must have room for the same.
         """
-        world = flat.layout.world
-        own = flat.full_bytes // world
-        before, after = flat.owner * own, flat.full_bytes - (flat.owner + 1) * own
-        file = self.homes.frames.descriptor
-        window = Window([(before, file), (own, file), (after, file)], self.page_bytes)
-        home = flat.home = self._spilled(flat.name, own, window, 1)
+        self._settle_in(flat, self._housing.alone(flat), copies_stay=copies_stay)
+
+    def _settle_in(self, flat: Flat, housed: Housed, *, copies_stay: bool) -> None:
+        home = flat.home = self._spilled(flat.name, housed.own, stays=True)
         home.copies = [
-            self._spilled(f"{flat.name} of other ranks", nbytes, window, index, stays=copies_stay)
-            for index, nbytes in ((0, before), (2, after))
-            if nbytes
+            self._spilled(f"{flat.name} of other ranks", place, stays=copies_stay) for place in housed.copies
         ]
         if home.copies:
-            most = max(self._rooms(rank * own, (world - 1 - rank) * own) for rank in range(world))
+            most = max(sum(map(self.homes.room_of, sizes)) for sizes in housed.sizes)
             home.copies[0].room += most - sum(copy.room for copy in home.copies)
-        flat.place(window.memory[: flat.full_bytes].view(flat.compute_dtype))
+        flat.place(housed.full, housed.shard)
 
-    def _rooms(self, *sizes: int) -> int:
-        """Bytes of the frames for shards of these sizes."""
-        return sum(map(self.homes.frames_for, sizes)) * self.page_bytes
-
-    def _spilled(self, name: str, nbytes: int, window: Window, index: int, *, stays: bool = True) -> SpilledShard:
+    def _spilled(self, name: str, place: Place, *, stays: bool) -> SpilledShard:
         extent = Extent(f"{name} parameters", self.tiers, self.transfers)
-        return SpilledShard(name, nbytes, window, index, extent, self.homes, stays=stays)
+        return SpilledShard(name, place, extent, self.homes, stays=stays)
 
     def begin(self, fixed: int, units: Sequence[Sequence[SpilledShard]]) -> None:
         """Give parameters, of these units, and pages the least they need; ``fixed`` bytes of the device are others'.
@@ -183,26 +187,29 @@ class Spill:
         for shard in self._shards:
             shard.resident = False
         self.homes.shrink(self._least_parameters)
+        self._housing.give_back()
         self.homes.extend = self._extend
         self.states.shrink(_STATE_SLOTS)
         self.gradients.shrink(_GRADIENT_SLOTS)
-        return_freed_memory()
+        self.device.give_back_freed()
 
     def weigh_the_rest(self, own: int) -> None:
         """What the process has now but for pages and ``own`` bytes of parameters is in no tier's budget."""
-        return_freed_memory()
-        self._baseline = anonymous_bytes() - self._touched_pages - own
+        self.device.give_back_freed()
+        parameters = 0 if self.windows else self.homes.used
+        self._baseline = self.device.taken() - self._touched_pages - parameters - own
 
     def growth(self, shared: int) -> int:
         """Bytes by which the process is larger than it was then, but for pages and what is fixed.
 
         ``shared``: how much of what is fixed lies in memory shared with other ranks.
         """
-        return anonymous_bytes() - self._baseline - self._touched_pages - (self._fixed - shared)
+        parameters = 0 if self.windows else self.homes.budget  # allocators keep what was freed
+        return self.device.taken() - self._baseline - self._touched_pages - parameters - (self._fixed - shared)
 
     @property
     def _touched_pages(self) -> int:
-        host = sum(tier.usage().peak for tier in self.tiers if tier.name == "host")
+        host = sum(tier.usage().peak for tier in self.tiers if tier.name == "host" and self.device.is_host)
         return self.states.touched_bytes + self.gradients.touched_bytes + host
 
     def transient_bytes(self, counted: int, grown: int) -> int:
@@ -297,23 +304,24 @@ class Spill:
         self.transfers.close()
         for tier in self.tiers:
             tier.close()
-        self.homes.frames.close()
+        self.device.close()
+        self._housing.close()
 
 
-def _page_bytes(device: int) -> int:
+def _page_bytes(budget: int, largest: int) -> int:
     """A power of two, so that the budget is a good many pages."""
     size = _SMALLEST_PAGE
-    while size < _LARGEST_PAGE and size * 2 * _PAGES_OF_A_BUDGET <= device:
+    while size < largest and size * 2 * _PAGES_OF_A_BUDGET <= budget:
         size *= 2
     return size
 
 
-def _open_tiers(budgets: Budgets, page_bytes: int) -> Sequence[Tier]:
+def _open_tiers(budgets: Budgets, page_bytes: int, device: Device) -> Sequence[Tier]:
     tiers: list[Tier] = []
     if budgets.host is not None:
-        tiers.append(RamTier("host", page_bytes, budgets.host // page_bytes))
+        tiers.append(RamTier("host", page_bytes, budgets.host // page_bytes, device.host_buffer))
     if budgets.nvme is not None and budgets.folder is not None:
-        tiers.append(FileTier(budgets.folder, page_bytes, budgets.nvme // page_bytes))
+        tiers.append(FileTier(budgets.folder, page_bytes, budgets.nvme // page_bytes, device.host_buffer))
     if not tiers:
         raise BudgetError("memory.device needs a tier to spill to: give memory.host or memory.nvme as well")
     return tiers

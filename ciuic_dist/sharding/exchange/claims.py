@@ -204,7 +204,7 @@ class Claims:
             return False
         spilled.finish(unit)
         for flat, shard in spilled.homes_of(unit):
-            self._own.write(flat, shard.frames)
+            self._own.write(flat, spilled.frames_of(shard))
         return True
 
     def _late(self, unit: Unit) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
+from ciuic_dist.memory.place import FramedPlace
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import SpilledShard
 from ciuic_dist.sharding.unit import Unit
@@ -23,6 +24,12 @@ def copies_of(flat: Flat) -> list[SpilledShard]:
 def shards_of(unit: Unit) -> list[SpilledShard]:
     """The homes alone, and the copies."""
     return [shard for flat, home in homes_of(unit) for shard in (home, *copies_of(flat))]
+
+
+def frames_of(shard: SpilledShard) -> Sequence[int]:
+    """What other ranks have to map to see it."""
+    assert isinstance(shard.place, FramedPlace), f"{shard.name} can't be seen by other ranks"
+    return shard.place.numbers
 
 
 def take(unit: Unit) -> None:

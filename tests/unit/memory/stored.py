@@ -43,7 +43,14 @@ def store_of(
     def keep(tensor: Tensor) -> bool:
         return tensor.untyped_storage()._cdata in ours
 
-    return ActivationStore([tier], transfers, least_bytes=least_bytes, bytes_under_way=under_way, keep=keep)
+    return ActivationStore(
+        [tier],
+        transfers,
+        least_bytes=least_bytes,
+        bytes_under_way=under_way,
+        device=torch.device("cpu"),
+        keep=keep,
+    )
 
 
 def loss_of(model: nn.ModuleList, store: ActivationStore | None, seed: int = 0) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ciuic_dist.memory.device import HostSlab
 from ciuic_dist.memory.pager import Pager
 from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.table import Page
@@ -20,7 +21,8 @@ cycles = st.lists(st.lists(accesses, max_size=30), min_size=1, max_size=5)
 
 def make(slots: int, transfers: Transfers) -> tuple[Pager, list[Page]]:
     tier = RamTier("host", SIZE, PAGES)
-    pager = Pager(page_bytes=SIZE, most_slots=PAGES, slots=slots, tiers=[tier], transfers=transfers)
+    slab = HostSlab(PAGES, SIZE)
+    pager = Pager(slab, page_bytes=SIZE, most_slots=PAGES, slots=slots, tiers=[tier], transfers=transfers)
     return pager, [Page(f"page {number}", SIZE) for number in range(PAGES)]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from ciuic_dist.memory.extent import Extent
 from ciuic_dist.memory.frames import Frames, Window
+from ciuic_dist.memory.place import FramedPlace, Place, StoragePlace
 from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.transfer import Transfers
 from ciuic_dist.sharding.homes import Homes, HomeState, SpilledShard
@@ -24,20 +25,25 @@ def transfers() -> Iterator[Transfers]:
     made.close()
 
 
-@pytest.fixture
-def shards(transfers: Transfers) -> list[SpilledShard]:
+@pytest.fixture(params=["frames", "storage"])
+def shards(transfers: Transfers, request: pytest.FixtureRequest) -> list[SpilledShard]:
     """Of a frame each, in a budget of three, all written to."""
     tier = RamTier("host", FRAME, COUNT)
-    homes = Homes(Frames(FRAME, 3))
+    frames = Frames(FRAME, 3)
+    homes = Homes(FRAME)
     homes.budget = 3 * FRAME
     homes.write_behind = True
     made = []
     for number in range(COUNT):
-        window = Window([(FRAME, homes.frames.descriptor)], FRAME)
-        shard = SpilledShard(str(number), FRAME, window, 0, Extent(str(number), [tier], transfers), homes)
+        place: Place
+        if request.param == "frames":
+            place = FramedPlace(FRAME, frames, Window([(FRAME, frames.descriptor)], FRAME), 0)
+        else:
+            place = StoragePlace(torch.UntypedStorage(FRAME), FRAME)
+        shard = SpilledShard(str(number), place, Extent(str(number), [tier], transfers), homes)
         with shard.hold():
             shard.changing()
-            window.memory.fill_(number)
+            place.pages()[0].fill_(number)
         made.append(shard)
     return made
 
@@ -46,7 +52,7 @@ def use(shard: SpilledShard) -> list[int]:
     """The distinct values it has; it is written to."""
     with shard.hold():
         shard.changing()
-        found: list[int] = torch.unique(shard._window.memory).tolist()
+        found: list[int] = torch.unique(shard.place.pages()[0]).tolist()
         return found
 
 
@@ -59,7 +65,7 @@ def test_contents_come_back(shards: list[SpilledShard]) -> None:
 def test_what_is_resident_moves_no_more(shards: list[SpilledShard], transfers: Transfers) -> None:
     shards[1].resident = True
     use(shards[1])
-    frames = shards[1].frames
+    page = shards[1].place.pages()[0].data_ptr()
     moved = [link.bytes for link in transfers.stats.links.values()]
     for _ in range(3):
         use(shards[1])
@@ -67,7 +73,7 @@ def test_what_is_resident_moves_no_more(shards: list[SpilledShard], transfers: T
     for _ in range(2):
         for shard in shards:
             use(shard)
-    assert shards[1].frames == frames
+    assert shards[1].place.pages()[0].data_ptr() == page
     assert shards[1].state is HomeState.HERE
     assert use(shards[1]) == [1]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ciuic_dist.memory.budget import Budgets
 from ciuic_dist.memory.extent import Extent
-from ciuic_dist.memory.frames import Window
+from ciuic_dist.memory.place import StoragePlace
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import SpilledShard
 from ciuic_dist.sharding.layout import PAGED_SHARD_MULTIPLE, lay_out
@@ -19,7 +19,7 @@ from ciuic_dist.sharding.spill import Spill
 
 @pytest.fixture
 def spill() -> Iterator[Spill]:
-    made = Spill(Budgets(device=1 << 20, host=4 << 20))
+    made = Spill(Budgets(device=1 << 20, host=4 << 20), torch.device("cpu"))
     yield made
     made.close()
 
@@ -50,7 +50,7 @@ def house(spill: Spill, owner: int, *, copies_stay: bool) -> list[list[SpilledSh
 def test_all_ranks_have_the_same_room_and_the_same_residents(copies_stay: bool) -> None:
     found = []
     for owner in range(3):
-        spill = Spill(Budgets(device=13 << 20, host=1 << 20))
+        spill = Spill(Budgets(device=13 << 20, host=1 << 20), torch.device("cpu"))
         units = house(spill, owner, copies_stay=copies_stay)
         spill.begin(0, units)
         spill.divide(6 << 20, 0, 0)
@@ -64,9 +64,9 @@ def test_all_ranks_have_the_same_room_and_the_same_residents(copies_stay: bool) 
 
 def shard(spill: Spill, *, stays: bool) -> SpilledShard:
     """Of a page."""
-    window = Window([(spill.page_bytes, spill.homes.frames.descriptor)], spill.page_bytes)
+    place = StoragePlace(torch.UntypedStorage(spill.page_bytes), spill.page_bytes)
     extent = Extent("shard", spill.tiers, spill.transfers)
-    return SpilledShard("shard", spill.page_bytes, window, 0, extent, spill.homes, stays=stays)
+    return SpilledShard("shard", place, extent, spill.homes, stays=stays)
 
 
 def take_together(units: list[list[SpilledShard]]) -> None:
