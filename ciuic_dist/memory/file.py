@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -171,7 +172,8 @@ class FileTier:
 
 
 def _view(buffer: Tensor) -> memoryview:
-    return buffer.numpy().data
+    """Valid as long as the buffer. Not by numpy, after which torch would not resize the storage any more."""
+    return memoryview((ctypes.c_ubyte * buffer.numel()).from_address(buffer.data_ptr())).cast("B")
 
 
 def _open_unnamed(folder: Path) -> int:

@@ -79,11 +79,10 @@ class StoragePlace:
     """A storage, whose memory the allocator gives and takes. Views of it are at the right address while it is there."""
 
     def __init__(self, storage: UntypedStorage, page_bytes: int) -> None:
-        """Frees the storage's memory."""
+        """The storage has memory, which is to be given back when all views of it are made."""
         self.nbytes = storage.nbytes()
         self._storage = storage
         self._page_bytes = page_bytes
-        storage.resize_(0)
 
     def take(self) -> None:
         """See Place."""

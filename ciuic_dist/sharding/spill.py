@@ -148,6 +148,8 @@ class Spill:
             most = max(sum(map(self.homes.room_of, sizes)) for sizes in housed.sizes)
             home.copies[0].room += most - sum(copy.room for copy in home.copies)
         flat.place(housed.full, housed.shard)
+        for place in (housed.own, *housed.copies):
+            place.give_back()
 
     def _spilled(self, name: str, place: Place, *, stays: bool) -> SpilledShard:
         extent = Extent(f"{name} parameters", self.tiers, self.transfers)

@@ -22,7 +22,7 @@ DEVICE = "800KB"
 
 def without_frames(task: Task, stage: int) -> Spilled:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spill, "shows_frames", lambda where: False)
+        patch.setattr(spill, "shows_frames", lambda _: False)
         return train_spilled(task, stage)
 
 
