@@ -17,7 +17,7 @@ from tests.dist.launch import launch
 from tests.dist.models import Stack
 from tests.dist.training import Task, Training, train_sharded
 
-DEVICE = "960KB"
+DEVICE = "1MB"
 WIDE = partial(Stack, 48, 200)
 """Three blocks of 19 thousand parameters: state and gradients are many times the budget's pages."""
 
