@@ -28,7 +28,7 @@ _beside: weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = weakr
 
 
 def init(timeout: float = DEFAULT_TIMEOUT) -> None:
-    """Join the group torchrun describes (Gloo on CPU, NCCL on GPU), or stay one process alone.
+    """Join the group torchrun describes (Gloo on CPUs, NCCL on NVIDIA's GPUs), or stay one process alone.
 
     ``timeout`` (seconds) bounds every wait for another rank. Calling it twice, or after
     ``torch.distributed.init_process_group``, keeps the group there is. One made here ends with the process.
@@ -37,14 +37,14 @@ def init(timeout: float = DEFAULT_TIMEOUT) -> None:
     if timeout <= 0:
         raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
     _Settings.timeout = timeout
+    kind = device().type
+    if kind != "cpu":
+        torch.accelerator.set_device_index(device())
     if dist.is_initialized() or "WORLD_SIZE" not in os.environ:
         return
     world = _check_environment()
     if world == 1:
         return
-    kind = device().type
-    if kind != "cpu":
-        torch.accelerator.set_device_index(device())
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     made = dist.group.WORLD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.mapping import private
 
 _REGISTERED_AT_ONCE = 256 << 20
@@ -28,8 +30,9 @@ class DeviceSlab:
     def view(self, slot: int, nbytes: int) -> Tensor:
         """See Slab."""
         memory = self._slots[slot]
-        if memory is None:
-            memory = self._slots[slot] = torch.empty(self._slot_bytes, dtype=torch.uint8, device=self._device)
+        if memory is None:  # made by no operator: what watches those must not take pages for activations
+            storage = torch.UntypedStorage(self._slot_bytes, device=self._device)
+            memory = self._slots[slot] = torch.empty(0, dtype=torch.uint8, device=self._device).set_(storage)
         return memory[:nbytes]
 
     def give_back(self, slots: Iterable[int]) -> None:
@@ -39,7 +42,7 @@ class DeviceSlab:
 
 
 class Accelerator:
-    """Any that torch.accelerator knows. Copies down and up have a stream each.
+    """Any that torch.accelerator knows. Each thread that copies has a stream of its own.
 
     Memory is the computing stream's: a copy begins when that stream has come to its ``mark``, and whoever frees or
     uses what is copied waits on the host for the copy first. So no stream has to be recorded with any tensor.
@@ -50,9 +53,10 @@ class Accelerator:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._down, self._up = torch.Stream(device), torch.Stream(device)
-        self._buffers: list[Tensor] = []
-        self._close = weakref.finalize(self, _unregister, self._buffers)
+        self._computing = torch.accelerator.current_stream(device)
+        self._of_thread = threading.local()
+        self._registered: list[Tensor] = []
+        self._close = weakref.finalize(self, _unregister, self._registered, device)
         self._close.atexit = False
 
     def slab(self, slots: int, slot_bytes: int) -> DeviceSlab:
@@ -60,23 +64,32 @@ class Accelerator:
         return DeviceSlab(slots, slot_bytes, self._device)
 
     def host_buffer(self, nbytes: int) -> Tensor:
-        """See Device. Raises RuntimeError where the driver can't register so much."""
+        """See Device; it has memory at once. Raises BudgetError where the driver doesn't take so much."""
         buffer = private(nbytes)
         if self._device.type == "cuda":  # not pin_memory, which takes the next power of two
-            with ThreadPoolExecutor(_THREADS) as threads:
-                list(threads.map(_register, buffer.split(_REGISTERED_AT_ONCE)))
-            self._buffers.append(buffer)
+            with ThreadPoolExecutor(_THREADS, initializer=self.enter_thread) as threads:
+                list(threads.map(self._register, buffer.split(_REGISTERED_AT_ONCE)))
         return buffer
 
-    def mark(self) -> torch.Event:
+    def enter_thread(self) -> None:
         """See Device."""
-        return torch.accelerator.current_stream(self._device).record_event()
+        torch.accelerator.set_device_index(self._device)  # else it would be the first one's
+        self._of_thread.stream = torch.Stream(self._device)
+
+    def mark(self) -> torch.Event:
+        """See Device. Raises RuntimeError on another stream than at the start."""
+        stream = torch.accelerator.current_stream(self._device)
+        if stream != self._computing:
+            raise RuntimeError(
+                "within a budget the model has to compute on the stream that was current in cd.shard: "
+                "call cd.shard, the model and the optimizer under the same torch.cuda.stream, or under none"
+            )
+        return stream.record_event()
 
     @contextmanager
-    def beside(self, mark: torch.Event, *, down: bool) -> Iterator[None]:
+    def beside(self, mark: torch.Event) -> Iterator[None]:
         """See Device."""
-        stream = self._down if down else self._up
-        with stream:
+        with self._of_thread.stream as stream:
             stream.wait_event(mark)
             yield
 
@@ -92,16 +105,20 @@ class Accelerator:
         """See Device."""
         self._close()
 
+    def _register(self, part: Tensor) -> None:
+        part.zero_()  # the kernel clears memory faster in many threads than the driver does in one
+        error = torch.cuda.cudart().cudaHostRegister(part.data_ptr(), part.numel(), 0)
+        if error.value:
+            raise BudgetError(
+                f"the driver doesn't register {part.numel()} bytes of host memory ({error}): give memory.host less, or "
+                f"raise the limit on locked memory (ulimit -l)"
+            )
+        self._registered.append(part)
 
-def _register(part: Tensor) -> None:
-    part.zero_()  # the kernel clears memory faster in many threads than the driver does in one
-    error = torch.cuda.cudart().cudaHostRegister(part.data_ptr(), part.numel(), 0)
-    if error.value:
-        raise RuntimeError(f"the driver can't register {part.numel()} bytes of host memory: {error}")
 
-
-def _unregister(buffers: list[Tensor]) -> None:
-    for buffer in buffers:
-        for part in buffer.split(_REGISTERED_AT_ONCE):
-            torch.cuda.cudart().cudaHostUnregister(part.data_ptr())
-    buffers.clear()
+def _unregister(parts: list[Tensor], device: torch.device) -> None:
+    if parts:
+        torch.accelerator.set_device_index(device)
+    for part in parts:
+        torch.cuda.cudart().cudaHostUnregister(part.data_ptr())
+    parts.clear()

@@ -44,8 +44,12 @@ class Device(Protocol):
         """All that this thread has asked of the device until now, for ``beside``."""
         ...
 
-    def beside(self, mark: Any, *, down: bool) -> AbstractContextManager[None]:
-        """Copies of this thread meanwhile come after ``mark`` and beside the computation; ``down``: to the host."""
+    def enter_thread(self) -> None:
+        """This thread will copy."""
+        ...
+
+    def beside(self, mark: Any) -> AbstractContextManager[None]:
+        """Copies of this thread meanwhile come after ``mark``, beside the computation."""
         ...
 
     def taken(self) -> int:
@@ -95,7 +99,10 @@ class HostDevice:
     def mark(self) -> None:
         """See Device."""
 
-    def beside(self, mark: Any, *, down: bool) -> AbstractContextManager[None]:
+    def enter_thread(self) -> None:
+        """See Device."""
+
+    def beside(self, mark: Any) -> AbstractContextManager[None]:
         """See Device."""
         return nullcontext()
 

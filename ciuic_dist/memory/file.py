@@ -172,7 +172,7 @@ class FileTier:
 
 
 def _view(buffer: Tensor) -> memoryview:
-    """Valid as long as the buffer. Not by numpy, after which torch would not resize the storage any more."""
+    """Valid as long as the buffer. Not by numpy: then torch refuses to resize the storage, which homes do."""
     return memoryview((ctypes.c_ubyte * buffer.numel()).from_address(buffer.data_ptr())).cast("B")
 
 

@@ -79,10 +79,11 @@ class StoragePlace:
     """A storage, whose memory the allocator gives and takes. Views of it are at the right address while it is there."""
 
     def __init__(self, storage: UntypedStorage, page_bytes: int) -> None:
-        """The storage has memory, which is to be given back when all views of it are made."""
+        """Frees the storage's memory, so all views that will be wanted are made: they can't be of nothing."""
         self.nbytes = storage.nbytes()
         self._storage = storage
         self._page_bytes = page_bytes
+        storage.resize_(0)
 
     def take(self) -> None:
         """See Place."""

@@ -13,7 +13,7 @@ from ciuic_dist.monitor.usage import TierUsage
 
 
 class RamTier:
-    """A Tier over one slab; a page of it takes memory from its first use on. Its content is not checksummed."""
+    """A Tier over one slab, whose pages may take memory from their first use on only. Content is not checksummed."""
 
     def __init__(self, name: str, page_bytes: int, slots: int, make_buffer: Callable[[int], Tensor] = private) -> None:
         """``make_buffer``: of so many bytes, for the slab."""

@@ -36,23 +36,22 @@ class TransferStats:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """One page's way over ``link``, ``down`` from the device or up, to be begun by Transfers; ``run`` does it."""
+    """One page's way over ``link``, to be begun by Transfers; ``run`` does it."""
 
     link: str
     name: str
     nbytes: int
-    down: bool
     run: Callable[[], None]
 
 
 def store(tier: Tier, slot: int, source: Tensor, name: str) -> Copy:
     """A ``tier.write``; ``source`` must stay as it is until the ticket is done."""
-    return Copy(f"device->{tier.name}", name, source.numel(), True, partial(tier.write, slot, source, name))
+    return Copy(f"device->{tier.name}", name, source.numel(), partial(tier.write, slot, source, name))
 
 
 def fetch(tier: Tier, slot: int, into: Tensor, name: str) -> Copy:
     """A ``tier.read``; ``into`` is valid once waiting for the ticket has raised nothing."""
-    return Copy(f"{tier.name}->device", name, into.numel(), False, partial(tier.read, slot, into, name))
+    return Copy(f"{tier.name}->device", name, into.numel(), partial(tier.read, slot, into, name))
 
 
 class Transfers:
@@ -62,7 +61,9 @@ class Transfers:
         """``timeout``: seconds that waiting for a ticket may take; ``device``: None for the host."""
         self._timeout = timeout
         self._device = device or HostDevice()
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="ciuic-transfer")
+        self._executor = ThreadPoolExecutor(
+            threads, thread_name_prefix="ciuic-transfer", initializer=self._device.enter_thread
+        )
         self._lock = Lock()
         self._links: defaultdict[str, _Link] = defaultdict(_Link)
         self._stall_seconds = 0.0
@@ -98,7 +99,7 @@ class Transfers:
 
     def _run(self, copies: Sequence[Copy], mark: Any) -> None:
         for copy in copies:
-            with self._busy(copy.link), self._device.beside(mark, down=copy.down):
+            with self._busy(copy.link), self._device.beside(mark):
                 copy.run()
             with self._lock:
                 self._links[copy.link].bytes += copy.nbytes

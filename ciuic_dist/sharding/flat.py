@@ -147,7 +147,7 @@ class Flat:
         """
         self.full, self.shard = full, full[self.shard_range] if shard is None else shard
         if self.compute_dtype == self.master_dtype:
-            self.master = ShardMaster(self.shard, stays=self.home is None)
+            self.master = ShardMaster(self.shard, stays=not self.spills)
         elif (self.compute_dtype, self.master_dtype) == (torch.bfloat16, torch.float32):
             self.master = SplitMaster(self.shard, self.column("low halves", torch.int16))
         else:

@@ -153,6 +153,8 @@ class Homes:
         self.write_behind = False
         """Whether a shard is written down as soon as it isn't used, and not first when its memory is wanted."""
         self.used = 0
+        self.peak = 0
+        """The most bytes that were in use at once."""
         self.extend: Callable[[int], bool] = cannot_extend
         """Raises the budget by so many bytes, if they are to be had."""
         self._page_bytes = page_bytes
@@ -215,6 +217,7 @@ class Homes:
     def _bring(self, shard: SpilledShard) -> None:
         self._make_room(shard)
         self.used += shard.room
+        self.peak = max(self.peak, self.used)
         shard.begin()
 
     def _make_room(self, shard: SpilledShard) -> None:

@@ -17,13 +17,11 @@ from ciuic_dist.sharding.layout import PAGED_SHARD_MULTIPLE
 
 @dataclass(frozen=True, slots=True)
 class Housed:
-    """A flat's memory: its full form, its shard where that is no slice of it, and what each lies in.
+    """What a flat's memory lies in: this rank's shard, and ``copies``, what it has of the other ranks' slices.
 
-    ``copies`` hold what this rank has of the other ranks' slices; ``sizes`` are the bytes of each, on every rank.
+    ``sizes`` are the bytes of each copy, on every rank.
     """
 
-    full: Tensor
-    shard: Tensor | None
     own: Place
     copies: Sequence[Place] = ()
     sizes: Sequence[Sequence[int]] = ()
@@ -32,24 +30,28 @@ class Housed:
 class WindowHousing:
     """In the host's memory: frames that stay, mapped at the full form's address while it is used."""
 
+    is_private = False
+
     def __init__(self, page_bytes: int, frames: int) -> None:
         self.frames = Frames(page_bytes, frames)
 
     def alone(self, flat: Flat) -> Housed:
-        """All of the flat in frames of this rank's own."""
+        """Place all of the flat in frames of this rank's own."""
         world, file = flat.layout.world, self.frames.descriptor
         own = flat.full_bytes // world
         sizes = [[rank * own, (world - 1 - rank) * own] for rank in range(world)]
         before, after = sizes[flat.owner]
         window = Window([(before, file), (own, file), (after, file)], self.frames.frame_bytes)
         copies = [self._place(nbytes, window, index) for index, nbytes in ((0, before), (2, after)) if nbytes]
-        return Housed(_full(flat, window), None, self._place(own, window, 1), copies, sizes)
+        flat.place(_full(flat, window))
+        return Housed(self._place(own, window, 1), copies, sizes)
 
     def shared(self, flat: Flat, files: Sequence[int]) -> Housed:
-        """Each slice in its rank's frames, in these ``files`` of all ranks that have a part of it."""
+        """Place each slice in its rank's frames, in these ``files`` of all ranks that have a part of it."""
         nbytes = flat.full_bytes // flat.layout.world
         window = Window([(nbytes, file) for file in files], self.frames.frame_bytes)
-        return Housed(_full(flat, window), None, self._place(nbytes, window, flat.owner))
+        flat.place(_full(flat, window))
+        return Housed(self._place(nbytes, window, flat.owner))
 
     def give_back(self) -> None:
         """Frames that are not in use take no memory."""
@@ -66,17 +68,21 @@ class WindowHousing:
 class StorageHousing:
     """In memory that the allocator gives when it is wanted; a shard that isn't all of its flat lies beside it."""
 
+    is_private = True
+
     def __init__(self, page_bytes: int) -> None:
         self._page_bytes = page_bytes
 
     def alone(self, flat: Flat) -> Housed:
-        """All of the flat in memory of this rank's own."""
+        """Place all of the flat in memory of this rank's own."""
         full = torch.empty(flat.layout.numel, dtype=flat.compute_dtype, device=flat.device)
         if flat.layout.world == 1:
-            return Housed(full, None, self._place(full))
+            flat.place(full)
+            return Housed(self._place(full))
         shard = torch.empty(flat.layout.shard_numel, dtype=flat.compute_dtype, device=flat.device)
+        flat.place(full, shard)
         own, copy = self._place(shard), self._place(full)
-        return Housed(full, shard, own, [copy], [[copy.nbytes]])
+        return Housed(own, [copy], [[copy.nbytes]])
 
     def give_back(self) -> None:
         """It is the allocator's."""

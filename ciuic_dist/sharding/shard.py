@@ -195,7 +195,7 @@ def _choose_exchange(
     if world == 1:
         return LocalExchange(spill)
     same_host = len(set(groups.gather_objects(groups.host_identity()))) == 1
-    can_share = device.type == "cpu" and (spill is None or spill.windows is not None)
+    can_share = device.type == "cpu" and (spill is None or spill.frames_file is not None)
     if not can_share or not same_host:
         return CollectiveExchange(world=world, stage=stage, spill=spill)
     trainable = [flat for unit in units for flat in unit.trainable]
@@ -205,7 +205,7 @@ def _choose_exchange(
     mailbox = MailboxLayout(trainable, own_slot, board.nbytes)
     flats = [flat for unit in units for flat in unit.flats]
     common = sum(page_rounded(flat.full_bytes) for flat in flats if not flat.spills) if stage else 0
-    frames = None if spill is None or spill.windows is None else spill.windows.frames.descriptor
+    frames = None if spill is None else spill.frames_file
     spilled = 0 if spill is None else min(sum(flat.full_bytes for flat in flats if flat.spills), world * spill.budget)
     pool = open_pool(common, mailbox.nbytes, frames, spilled)
     if isinstance(pool, OSError):

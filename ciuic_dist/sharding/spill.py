@@ -58,9 +58,11 @@ class Spill:
         self.tiers = _open_tiers(budgets, self.page_bytes, self.device)
         self.transfers = Transfers(_THREADS, timeout_seconds(), self.device)
         self.homes = Homes(self.page_bytes)
-        frames = self.budget // self.page_bytes
-        self.windows = WindowHousing(self.page_bytes, frames) if shows_frames(where) else None
-        self._housing = self.windows or StorageHousing(self.page_bytes)
+        self._housing: WindowHousing | StorageHousing
+        if shows_frames(where):
+            self._housing = WindowHousing(self.page_bytes, self.budget // self.page_bytes)
+        else:
+            self._housing = StorageHousing(self.page_bytes)
         self.states = self._pager(_STATE_SLOTS)
         self.gradients = self._pager(_GRADIENT_SLOTS)
         self.steps = 0
@@ -73,6 +75,11 @@ class Spill:
         self._least_parameters = 0
         self._parameter_bytes = 0
         self._all_parameters = 0
+
+    @property
+    def frames_file(self) -> int | None:
+        """The descriptor of the file in which parameters come and go, if other ranks can map it."""
+        return self._housing.frames.descriptor if isinstance(self._housing, WindowHousing) else None
 
     def _pager(self, slots: int) -> Pager:
         most = max(self.budget // self.page_bytes, slots)
@@ -129,8 +136,8 @@ class Spill:
 
     def house_shared(self, flat: Flat, files: Sequence[int]) -> None:
         """Give the flat a place and a home; ``files`` are the frames of all ranks that have a part of it."""
-        assert self.windows is not None
-        self._settle_in(flat, self.windows.shared(flat, files), copies_stay=False)
+        assert isinstance(self._housing, WindowHousing)
+        self._settle_in(flat, self._housing.shared(flat, files), copies_stay=False)
 
     def house(self, flat: Flat, *, copies_stay: bool = True) -> None:
         """The same where this rank has all of the flat in memory of its own, the other ranks' slices as copies.
@@ -147,9 +154,6 @@ class Spill:
         if home.copies:
             most = max(sum(map(self.homes.room_of, sizes)) for sizes in housed.sizes)
             home.copies[0].room += most - sum(copy.room for copy in home.copies)
-        flat.place(housed.full, housed.shard)
-        for place in (housed.own, *housed.copies):
-            place.give_back()
 
     def _spilled(self, name: str, place: Place, *, stays: bool) -> SpilledShard:
         extent = Extent(f"{name} parameters", self.tiers, self.transfers)
@@ -198,16 +202,21 @@ class Spill:
     def weigh_the_rest(self, own: int) -> None:
         """What the process has now but for pages and ``own`` bytes of parameters is in no tier's budget."""
         self.device.give_back_freed()
-        parameters = 0 if self.windows else self.homes.used
-        self._baseline = self.device.taken() - self._touched_pages - parameters - own
+        self.homes.peak = self.homes.used
+        self._baseline = self.device.taken() - self._touched_pages - self._private_parameters - own
 
     def growth(self, shared: int) -> int:
         """Bytes by which the process is larger than it was then, but for pages and what is fixed.
 
         ``shared``: how much of what is fixed lies in memory shared with other ranks.
         """
-        parameters = 0 if self.windows else self.homes.budget  # allocators keep what was freed
-        return self.device.taken() - self._baseline - self._touched_pages - parameters - (self._fixed - shared)
+        known = self._touched_pages + self._private_parameters + self._fixed - shared
+        return self.device.taken() - self._baseline - known
+
+    @property
+    def _private_parameters(self) -> int:
+        """Bytes; allocators keep what was freed."""
+        return self.homes.peak if self._housing.is_private else 0
 
     @property
     def _touched_pages(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ciuic_dist.comm import collectives
 from ciuic_dist.comm.collectives import Flight
-from ciuic_dist.comm.groups import timeout_seconds
+from ciuic_dist.comm.groups import device, timeout_seconds
 from ciuic_dist.sharding.exchange import spilled
 from ciuic_dist.sharding.exchange.base import Traffic
 from ciuic_dist.sharding.flat import Flat
@@ -47,8 +48,6 @@ class CollectiveExchange:
         # shard has come: each kind has one order on all ranks, all together and the caller's own don't.
         self._reducing = _new_group()
         self._gathering = None if spill is None else _new_group()
-        self._end = weakref.finalize(self, _end_groups, self._reducing, self._gathering)
-        self._end.atexit = False
         self._flats: Sequence[Flat] = ()
         self._outdated: set[int] = set()
         self._unsent: deque[Unit] = deque()
@@ -56,6 +55,9 @@ class CollectiveExchange:
         self._reduces: deque[tuple[Flat, Flight]] = deque()
         self._reduced: list[Flat] = []
         self._kept: dict[int, Tensor] = {}
+        own = [group for group in (self._reducing, self._gathering) if group is not None]
+        self._end = weakref.finalize(self, _leave_behind, own, self._gathers, self._reduces)
+        self._end.atexit = False
 
     def place(self, flats: Sequence[Flat]) -> None:
         """Stage 3 keeps shards and gives full forms no memory yet; below, shards are views of full forms.
@@ -175,8 +177,11 @@ class CollectiveExchange:
         return 0
 
     def close(self) -> None:
-        """The default group is the caller's."""
-        self._end()
+        """All ranks do so, and nothing is under way; the default group is the caller's."""
+        if self._end.detach():
+            for group in (self._reducing, self._gathering):
+                if group is not None:
+                    _end_group(group)
 
     @property
     def _resizes(self) -> bool:
@@ -229,13 +234,30 @@ class CollectiveExchange:
         self._reduced.append(flat)
 
 
+_left_behind: deque[dist.ProcessGroup] = deque()
+
+
 def _new_group() -> dist.ProcessGroup:
-    group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=timeout_seconds()))
+    while _left_behind:
+        _end_group(_left_behind.popleft())
+    backend = dist.get_default_backend_for_device(device())
+    group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=timeout_seconds()), backend=backend)
     return group
 
 
-def _end_groups(*groups: dist.ProcessGroup | None) -> None:
-    """An idle group of Gloo has a thread that wakes up a hundred times a second; others can't be ended by one rank."""
-    for group in groups:
-        if group is not None and dist.is_initialized() and dist.get_backend(group) == dist.Backend.GLOO:
-            dist.destroy_process_group(group)
+def _leave_behind(
+    groups: list[dist.ProcessGroup], gathers: dict[int, list[Flight]], reduces: deque[tuple[Flat, Flight]]
+) -> None:
+    """An exchange is gone: end its groups when one is next made, not in the middle of a garbage collection.
+
+    An idle group of Gloo has a thread that wakes up a hundred times a second. Others can't be ended by one rank alone,
+    nor can one that waits for a peer.
+    """
+    flights = [flight for flights in gathers.values() for flight in flights] + [flight for _, flight in reduces]
+    if all(flight.has_landed() for flight in flights) and device().type == "cpu":
+        _left_behind.extend(groups)
+
+
+def _end_group(group: dist.ProcessGroup) -> None:
+    with suppress(ValueError):  # the user has ended them all
+        dist.destroy_process_group(group)

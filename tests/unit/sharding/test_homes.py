@@ -40,7 +40,6 @@ def shards(transfers: Transfers, request: pytest.FixtureRequest) -> list[Spilled
             place = FramedPlace(FRAME, frames, Window([(FRAME, frames.descriptor)], FRAME), 0)
         else:
             place = StoragePlace(torch.UntypedStorage(FRAME), FRAME)
-            place.give_back()
         shard = SpilledShard(str(number), place, Extent(str(number), [tier], transfers), homes)
         with shard.hold():
             shard.changing()
