@@ -37,16 +37,14 @@ def init(timeout: float = DEFAULT_TIMEOUT) -> None:
     if timeout <= 0:
         raise ValueError(f"timeout must be a positive number of seconds, got {timeout}")
     _Settings.timeout = timeout
-    kind = device().type
-    if kind != "cpu":
+    if device().type != "cpu":
         torch.accelerator.set_device_index(device())
     if dist.is_initialized() or "WORLD_SIZE" not in os.environ:
         return
     world = _check_environment()
     if world == 1:
         return
-    backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    dist.init_process_group(backend(), timeout=timedelta(seconds=timeout))
     made = dist.group.WORLD
     assert made is not None
     atexit.register(_leave, weakref.ref(made))
@@ -89,6 +87,12 @@ def world_size() -> int:
 def timeout_seconds() -> float:
     """The bound on every wait for another rank, as given to ``init``."""
     return _Settings.timeout
+
+
+def backend() -> str:
+    """What a group of this rank's device, and of the CPU, is made of."""
+    kind = device().type
+    return "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
 
 
 def device() -> torch.device:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import AdamW
 
-from ciuic_dist.comm.groups import device, rank
+from ciuic_dist.comm.groups import backend, device, rank
 from ciuic_dist.config import OptimizerConfig
 from ciuic_dist.engines.evaluates import Evaluates
 from ciuic_dist.monitor.usage import TierUsage
@@ -37,9 +37,8 @@ class Adapter(Evaluates):
 def need_group() -> None:
     """Make a group of this process alone where there is none: the other engines don't work without."""
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        dist.init_process_group(backend(), store=store, rank=0, world_size=1)
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> AdamW:
@@ -56,8 +55,9 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> AdamW:
 
 def device_usage() -> TierUsage:
     """Bytes on this rank's device, now and at most."""
-    if torch.cuda.is_available():
-        return TierUsage(torch.cuda.memory_allocated(device()), torch.cuda.max_memory_allocated(device()))
+    if device().type != "cpu":
+        allocated, most = torch.accelerator.memory_allocated, torch.accelerator.max_memory_allocated
+        return TierUsage(allocated(device()), most(device()))
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     kibibytes = {line.partition(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
     return TierUsage(used=int(kibibytes["VmRSS"]) * 1024, peak=int(kibibytes["VmHWM"]) * 1024)

@@ -67,13 +67,13 @@ class Accelerator:
         """See Device; it has memory at once. Raises BudgetError where the driver doesn't take so much."""
         buffer = private(nbytes)
         if self._device.type == "cuda":  # not pin_memory, which takes the next power of two
-            with ThreadPoolExecutor(_THREADS, initializer=self.enter_thread) as threads:
+            with ThreadPoolExecutor(_THREADS, initializer=self._choose_device) as threads:
                 list(threads.map(self._register, buffer.split(_REGISTERED_AT_ONCE)))
         return buffer
 
     def enter_thread(self) -> None:
         """See Device."""
-        torch.accelerator.set_device_index(self._device)  # else it would be the first one's
+        self._choose_device()
         self._of_thread.stream = torch.Stream(self._device)
 
     def mark(self) -> torch.Event:
@@ -104,6 +104,10 @@ class Accelerator:
     def close(self) -> None:
         """See Device."""
         self._close()
+
+    def _choose_device(self) -> None:
+        """For this thread, whose device is else the host's first."""
+        torch.accelerator.set_device_index(self._device)
 
     def _register(self, part: Tensor) -> None:
         part.zero_()  # the kernel clears memory faster in many threads than the driver does in one

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import ciuic_dist as cd
+from tests.gpu.losses import losses_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,18 +21,6 @@ def model() -> nn.Module:
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)) for _ in range(4)]
     return nn.Sequential(nn.Linear(32, 256), *blocks, nn.Linear(256, 32))
-
-
-def losses_of(net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
-    found = []
-    for step in range(5):
-        inputs = torch.randn(16, 32, generator=torch.Generator().manual_seed(step)).cuda()
-        loss = (net(inputs) - inputs).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        found.append(loss.item())
-    return found
 
 
 @pytest.mark.parametrize("stage", [0, 3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 import ciuic_dist as cd
+from tests.gpu.losses import losses_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,28 +27,15 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(32, WIDTH), *blocks, nn.Linear(WIDTH, 32))
 
 
-def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
-    losses = []
-    for step in steps:
-        inputs = torch.randn(16, 32, generator=torch.Generator().manual_seed(step)).cuda()
-        loss = (net(inputs) - inputs).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
 @pytest.mark.parametrize("precision", [None, "bf16"])
 @pytest.mark.parametrize("early", [False, True], ids=["after", "in backward"])
 @pytest.mark.parametrize("below", ["host", "nvme"])
 def test_spilling_changes_nothing(precision: str | None, early: bool, below: str, tmp_path: Path) -> None:
     found = []
-    for device in (None, DEVICE):
-        lower = {"host": "1GiB"} if below == "host" else {"nvme": f"{tmp_path}:1GiB"}
-        memory = None if device is None else cd.Memory(device=device, **lower)
-        ours = cd.shard(copy.deepcopy(model()), memory=memory, mixed_precision=precision)
-        found.append(train(ours, cd.AdamW(ours.parameters(), lr=1e-3, in_backward=early), range(STEPS)))
+    lower = {"host": "1GiB"} if below == "host" else {"nvme": f"{tmp_path}:1GiB"}
+    for memory in (None, cd.Memory(device=DEVICE, **lower)):
+        ours = cd.shard(model(), memory=memory, mixed_precision=precision)
+        found.append(losses_of(ours, cd.AdamW(ours.parameters(), lr=1e-3, in_backward=early), STEPS))
     assert found[0] == found[1]
     usage = cd.status(ours).tiers["device"]
     assert usage.peak <= DEVICE
@@ -60,8 +47,8 @@ def test_the_budget_is_kept_and_the_allocator_does_not_grow() -> None:
     before = torch.cuda.memory_reserved()
     ours = cd.shard(model(), memory=cd.Memory(device=DEVICE, host="1GiB"))
     optimizer = cd.AdamW(ours.parameters())
-    train(ours, optimizer, range(4))
+    losses_of(ours, optimizer, STEPS)
     reserved = torch.cuda.memory_reserved()
     assert reserved - before <= DEVICE
-    train(ours, optimizer, range(4))
+    losses_of(ours, optimizer, STEPS)
     assert torch.cuda.memory_reserved() == reserved
