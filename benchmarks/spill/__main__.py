@@ -41,6 +41,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4, help="timed steps")
     parser.add_argument("--warmup", type=int, default=3, help="steps before those; the first two are planned from")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument(
+        "--fractions",
+        type=lambda text: [float(part) for part in text.split(",")],
+        default=list(parts.FRACTIONS),
+        metavar="F,...",
+        help="of the peak, that budgets allow",
+    )
     parser.add_argument("--seconds", type=float, default=900.0, help="that one trial may take")
     parser.add_argument("--limit", type=_size, default="2GiB", help="for the largest model, all ranks together")
     parser.add_argument("--most", type=int, default=96, help="layers of the largest model that is tried")
@@ -52,6 +59,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"there is no part {', '.join(unknown)}: --parts takes {', '.join(PARTS)}")
     if min(options.ranks, options.batch, options.steps, options.repetitions, options.most, options.sequence - 1) < 1:
         parser.error("--ranks, --batch, --steps, --repetitions and --most must be at least 1, --sequence at least 2")
+    if not all(0 < fraction <= 1 for fraction in options.fractions):
+        parser.error("--fractions must be above 0 and at most 1")
     if options.warmup < 2:
         parser.error("--warmup must be at least 2: a budget is divided after the second step")
     if not options.folder.is_dir():
@@ -69,7 +78,7 @@ def _size(text: str) -> int:
 def run(bench: parts.Bench, options: argparse.Namespace) -> Iterator[tuple[str, list[Trial]]]:
     """A table and the trials behind it for each part; raises RunError where ours itself can't be measured."""
     if "budgets" in options.parts:
-        trials, rates = parts.budgets(bench)
+        trials, rates = parts.budgets(bench, options.fractions)
         yield f"## Drive and memory\n\n{report.limits(rates)}", []
         summaries = summarize(trials, bench.setting.ranks, parts.UNSPILLED, rates)
         yield f"## Budgets\n\n{report.budgets(summaries, trials)}", trials

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -103,11 +103,11 @@ class Bench:
         return rates
 
 
-def budgets(bench: Bench) -> tuple[list[Trial], list[Rates]]:
+def budgets(bench: Bench, fractions: Sequence[float]) -> tuple[list[Trial], list[Rates]]:
     """Ours within each part of its peak, in turn with itself unspilled; a budget that is refused is not tried again."""
     peak, folder = bench.peak(), str(bench.folder)
     cases = [Case(UNSPILLED, "ours", folder)]
-    cases += [Case(f"{fraction:.0%}", "ours", folder, int(fraction * peak)) for fraction in FRACTIONS]
+    cases += [Case(f"{fraction:.0%}", "ours", folder, int(fraction * peak)) for fraction in fractions]
     trials: list[Trial] = []
     rates: list[Rates] = []
     for repetition in range(bench.repetitions):

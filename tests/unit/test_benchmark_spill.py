@@ -171,6 +171,7 @@ def test_the_largest_model_is_compared_with_that_of_fsdp2() -> None:
         ("--repetitions 0", "at least 1"),
         ("--warmup 1", "divided after the second step"),
         ("--limit much", "is no size"),
+        ("--fractions 0.5,2", "at most 1"),
         ("--folder /nowhere", "there is no /nowhere"),
     ],
 )
