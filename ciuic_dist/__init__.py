@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn
 
 from torch import nn
 
@@ -12,6 +11,7 @@ from ciuic_dist.comm.groups import init
 from ciuic_dist.memory.budget import Memory
 from ciuic_dist.optim.adamw import AdamW
 from ciuic_dist.optim.paged import paged
+from ciuic_dist.plan import plan
 from ciuic_dist.sharding.clip import clip_grad_norm_
 from ciuic_dist.sharding.registry import sharded_of
 from ciuic_dist.sharding.shard import shard
@@ -41,8 +41,3 @@ def no_sync(model: nn.Module) -> AbstractContextManager[None]:
     reduce each backward's.
     """
     return sharded_of(model).no_sync()
-
-
-def plan(*args: Any, **kwargs: Any) -> NoReturn:
-    """Not there yet. Raises NotImplementedError."""
-    raise NotImplementedError("cd.plan is not supported yet")

@@ -10,12 +10,12 @@ from typing import Any
 from benchmarks.replay.models import measure
 from benchmarks.replay.peers import min_on_demand, peers
 from ciuic_dist.planning.choose import choose
-from ciuic_dist.planning.machine import BudgetTooSmall, Machine
 from ciuic_dist.planning.profile import Profile, Recipe, training_step
 from ciuic_dist.planning.simulate import Outcome, simulate
+from ciuic_dist.planning.two_tier import BudgetTooSmall, TwoTier
 
 MIB = 1 << 20
-H100 = Machine(flops=400e12, bandwidth=3.35e12, budget=80 * 10**9, up=50e9, down=50e9)
+H100 = TwoTier(flops=400e12, bandwidth=3.35e12, budget=80 * 10**9, up=50e9, down=50e9)
 """One H100 SXM: the rate that training reaches, and PCIe gen5 both ways."""
 
 TOKENS = {
@@ -73,7 +73,7 @@ def play(setting: Setting) -> Record:
     recipe = Recipe(PAGES.get(setting.model, 256 * MIB), fused=setting.fused, checkpointing=setting.checkpointing)
     trace = training_step(_profile(setting.model, setting.tokens), recipe)
     budget = H100.budget if setting.share is None else trace.transient + int(setting.share * trace.size)
-    machine = Machine(H100.flops, H100.bandwidth, budget, H100.up, H100.down)
+    machine = TwoTier(H100.flops, H100.bandwidth, budget, H100.up, H100.down)
     about: dict[str, Any] = {
         "compute": sum(map(machine.seconds, trace.ops)),
         "items": trace.size,

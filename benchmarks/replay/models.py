@@ -106,7 +106,7 @@ def measure(name: str, tokens: int) -> Profile:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers.initialization import no_init_weights
 
-    from ciuic_dist.planning.tracer import profile
+    from ciuic_dist.estimate.tracer import profile
 
     case = CASES[name]
     architecture = getattr(transformers, case.architecture)

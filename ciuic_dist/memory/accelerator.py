@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.mapping import private
+from ciuic_dist.planning.pages import LARGEST_ON_ACCELERATORS
 
 _REGISTERED_AT_ONCE = 256 << 20
 """Bytes, of whole pages: a copy can't go over the border of two registrations."""
@@ -49,7 +50,7 @@ class Accelerator:
     """
 
     is_host = False
-    largest_page = 32 << 20
+    largest_page = LARGEST_ON_ACCELERATORS
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ciuic_dist.memory.mapping import give_back, private
 from ciuic_dist.memory.process import anonymous_bytes, return_freed_memory
+from ciuic_dist.planning.pages import LARGEST_ON_HOSTS
 
 
 class Slab(Protocol):
@@ -86,7 +87,7 @@ class HostDevice:
     """The CPU computes, in this process's memory: whatever was asked of it is done."""
 
     is_host = True
-    largest_page = 4 << 20
+    largest_page = LARGEST_ON_HOSTS
 
     def slab(self, slots: int, slot_bytes: int) -> HostSlab:
         """See Device."""

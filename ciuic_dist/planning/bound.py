@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.trace import Trace
+from ciuic_dist.planning.two_tier import TwoTier
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class _Program:
         return float(result.fun)
 
 
-def lower_bound(trace: Trace, machine: Machine, merge: int = 1) -> float:
+def lower_bound(trace: Trace, machine: TwoTier, merge: int = 1) -> float:
     """Seconds that no schedule of one step of ``trace`` on ``machine`` can beat. Needs scipy.
 
     ``merge``: leave out all but every so many-th cut, which is quicker by about its square and lowers the bound

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ciuic_dist.planning.bound import lower_bound
-from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.policy import Policy, rotating, static_ring
 from ciuic_dist.planning.simulate import Outcome, simulate
 from ciuic_dist.planning.trace import Trace
+from ciuic_dist.planning.two_tier import TwoTier
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Choice:
         return None if self.bound is None else self.outcome.seconds / self.bound
 
 
-def choose(trace: Trace, machine: Machine, *, bounded: bool = False) -> Choice:
+def choose(trace: Trace, machine: TwoTier, *, bounded: bool = False) -> Choice:
     """The best of our policies for ``trace`` on ``machine``; of equals the one that moves least.
 
     ``bounded``: compute the lower bound too, which needs scipy and some seconds. Raises BudgetTooSmall where

@@ -1,55 +1,81 @@
-"""What a device and its link to the next tier can do."""
+"""What a machine can do: its devices, the links between them, and the tiers below."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from ciuic_dist.planning.trace import Op, Trace
-
-
-class BudgetTooSmall(ValueError):
-    """A budget in which a step can't run; ``needed`` is the smallest in bytes that would do."""
-
-    def __init__(self, budget: int, needed: int) -> None:
-        """Both in bytes."""
-        super().__init__(f"{budget} bytes are too few: the smallest budget that works is {needed} bytes")
-        self.needed = needed
+from ciuic_dist.planning.profile import Pass
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Rates as measured, not as advertised."""
+    """Rates as training reaches them, not as they are advertised. Bytes, bytes a second, seconds."""
 
-    flops: float
-    """Floating-point operations a second that training reaches."""
+    name: str
+    nodes: int
+    devices: int
+    """Of a node; each is one rank's."""
+    memory: int
+    """Of a device."""
+    bf16: float
+    """Floating-point operations a second of a device in large matrix products of bf16."""
+    fp32: float
+    """The same of fp32."""
     bandwidth: float
-    """Bytes a second from and to device memory."""
-    budget: int
-    """Bytes of device memory."""
-    up: float
-    """Bytes a second from the next tier to the device."""
-    down: float
-    """Bytes a second from the device to the next tier."""
+    """Of a device's memory."""
+    launch: float
+    """That an operator takes at the least."""
+    peers: float = 0.0
+    """That a device gets from the others of its node in a collective."""
+    network: float = 0.0
+    """That a node gets from other nodes, all its adapters together."""
+    latency: float = 0.0
+    """Of a collective."""
+    host: int = 0
+    """Memory of a node that may be used to spill to."""
+    up: float = 0.0
+    """From the host's memory to a device, when all devices do so."""
+    down: float = 0.0
     duplex: bool = True
     """Whether both directions run at once."""
+    nvme: int = 0
+    """Of a node."""
+    read: float = 0.0
+    """Of the drives of a node together."""
+    write: float = 0.0
+    shared: bool = False
+    """Devices are cores of one host: what one has the others map, nothing is sent."""
 
-    def seconds(self, op: Op) -> float:
-        """How long ``op`` computes: its own seconds, and the slower of arithmetic and memory (roofline)."""
-        return op.seconds + max(op.flops / self.flops, op.touched / self.bandwidth)
+    @property
+    def world(self) -> int:
+        """Devices of all nodes."""
+        return self.nodes * self.devices
 
-    def room(self, trace: Trace) -> int:
-        """Bytes left for the items of ``trace``. Raises BudgetTooSmall where one of its operations can't run."""
-        room = self.budget - trace.transient
-        if room < trace.largest:
-            raise BudgetTooSmall(self.budget, trace.transient + trace.largest)
-        return room
+    @property
+    def node_host(self) -> int:
+        """Memory of the host for each of its devices."""
+        return self.host // self.devices
 
-    def to_json(self) -> str:
-        """Text that `from_json` reads back."""
-        return json.dumps(asdict(self))
+    @property
+    def node_nvme(self) -> int:
+        """Bytes of the node's drives for each of its devices."""
+        return self.nvme // self.devices
 
-    @classmethod
-    def from_json(cls, text: str) -> Machine:
-        """A machine from `to_json`. Raises TypeError where it is none."""
-        return cls(**json.loads(text))
+    def seconds(self, p: Pass, precision: str) -> float:
+        """How long a pass computes: arithmetic or memory, whichever is slower, or launching where that is (roofline).
+
+        S. Williams, A. Waterman, D. Patterson, "Roofline", 2009.
+        """
+        products = max(p.flops / (self.bf16 if precision == "bf16" else self.fp32), p.streamed / self.bandwidth)
+        return max(products + p.touched / self.bandwidth, p.ops * self.launch)
+
+    def gather_seconds(self, nbytes: float, world: int) -> float:
+        """Of an all-gather after which each of ``world`` ranks has ``nbytes``, or a reduce-scatter of as many.
+
+        Within a node all but a rank's own part comes from its peers; what comes from other nodes comes once.
+        """
+        if world == 1 or self.shared:
+            return 0.0
+        inside = nbytes * (world - 1) / world / self.peers if self.devices > 1 else 0.0
+        across = nbytes * (self.nodes - 1) / self.nodes / self.network if self.nodes > 1 else 0.0
+        return self.latency + max(inside, across)

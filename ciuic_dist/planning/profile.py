@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ciuic_dist.planning.trace import Item, Kind, Op, Trace
 
@@ -28,6 +28,16 @@ class Pass:
     """Bytes that a forward keeps for its backward."""
     inputs: int = 0
     """Bytes of the activations that a forward starts from: all that is kept where it is computed again."""
+    streamed: float = 0.0
+    """Bytes that operations with FLOPs read and write."""
+    touched: float = 0.0
+    """Bytes that all others read and write."""
+    ops: int = 0
+    """Operations that compute: no views."""
+    above: int = 0
+    """Bytes alive at the most beyond those alive when it began."""
+    net: int = 0
+    """Bytes alive when it ended beyond those alive when it began; a backward leaves fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,11 @@ class Profile:
     def parameters(self) -> int:
         """Elements of all units."""
         return sum(unit.parameters for unit in self.units)
+
+    @property
+    def root(self) -> int:
+        """The index of the root unit: the last."""
+        return len(self.units) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +162,24 @@ class _Builder:
         again = max((p.saved for p in forwards if self._recomputes(p.unit)), default=0)
         largest = max(unit.parameters for unit in self.profile.units)
         return kept + again + (largest * self.recipe.gradient if self.recipe.fused else 0)
+
+
+_GROWS = ("flops", "saved", "inputs", "streamed", "touched", "above", "net")
+
+
+def extrapolate(one: Profile, two: Profile, batch: int) -> Profile:
+    """The profile of ``batch`` sequences, from those of ``one`` and of ``two``.
+
+    What a pass costs has a part that is the same for every batch (reading weights) and a part for each sequence.
+    Raises ValueError where the two are not passes of the same model.
+    """
+    if [(p.unit, p.backward) for p in one.passes] != [(p.unit, p.backward) for p in two.passes]:
+        raise ValueError("the model computes in another order for two sequences than for one")
+    passes = (_extrapolated(a, b, batch) for a, b in zip(one.passes, two.passes, strict=True))
+    return Profile(one.units, tuple(passes))
+
+
+def _extrapolated(one: Pass, two: Pass, batch: int) -> Pass:
+    first, second = (asdict(p) for p in (one, two))
+    grown = {name: first[name] + (batch - 1) * (second[name] - first[name]) for name in _GROWS}
+    return Pass(**first | grown)

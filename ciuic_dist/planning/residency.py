@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ciuic_dist.planning.machine import BudgetTooSmall
+from ciuic_dist.planning.two_tier import BudgetTooSmall
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from ciuic_dist.planning.machine import BudgetTooSmall, Machine
 from ciuic_dist.planning.policy import Policy
 from ciuic_dist.planning.trace import Trace
+from ciuic_dist.planning.two_tier import BudgetTooSmall, TwoTier
 from ciuic_dist.planning.view import View
 
 CYCLES = 16
@@ -53,7 +53,7 @@ class _Transfer:
 @dataclass(slots=True)
 class _Run:
     trace: Trace
-    machine: Machine
+    machine: TwoTier
     policy: Policy
     seconds: list[float]
     view: View
@@ -235,7 +235,7 @@ class _Run:
         self.counters.misses += sum(i not in view.resident for i in needed.uses if i not in needed.creates)
 
 
-def simulate(trace: Trace, machine: Machine, policy: Policy) -> Outcome:
+def simulate(trace: Trace, machine: TwoTier, policy: Policy) -> Outcome:
     """A step of ``trace`` under ``policy``, from a cold start on to the steady state.
 
     Raises BudgetTooSmall where an operation's items don't fit beside each other and the static ones.

@@ -127,7 +127,7 @@ def _make_unit(
     device: torch.device,
     spill: Spill | None,
 ) -> Unit:
-    exact = _exact(spec.module)
+    exact = exact_parameters(spec.module)
 
     def kind(item: _Named) -> _Kind:
         parameter = item[1]
@@ -166,7 +166,7 @@ def _groups(
             yield key, named[run]
 
 
-def _exact(model: nn.Module) -> set[nn.Parameter]:
+def exact_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Parameters that keep their dtype: kernels take those of batch norms only in that of the running statistics."""
     norms = (module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats)
     return {parameter for norm in norms for parameter in norm.parameters(recurse=False)}

@@ -20,22 +20,15 @@ from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Transfers
 from ciuic_dist.monitor.usage import TierUsage
+from ciuic_dist.planning.pages import GRADIENT_SLOTS, STATE_SLOTS, UNITS_IN_FLIGHT, page_bytes
 from ciuic_dist.planning.residency import stay
 from ciuic_dist.sharding.columns import PagedColumn
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import Homes, SpilledShard, cannot_extend
 from ciuic_dist.sharding.housing import Housed, StorageHousing, WindowHousing, shows_frames
 
-_SMALLEST_PAGE = 8 << 10
-_PAGES_OF_A_BUDGET = 192
 _PAGES_OF_A_FLAT = 2
 """Of each rank, at least: a flat is what is exchanged at once, so units are divided, but a shard takes whole pages."""
-_STATE_SLOTS = 9
-"""The least that optimizer state needs: for one span of AdamW with a split master, for what comes, for what leaves."""
-_GRADIENT_SLOTS = 3
-"""The least that gradients need: in use, coming, leaving."""
-_UNITS_IN_FLIGHT = 3
-"""The largest unit, so often, is the least that parameters need: in use, coming, leaving."""
 _UNSEEN = 16 << 20
 """Bytes that a process may grow by beyond what is counted before that counts too: objects, libraries' own buffers."""
 _HEAP_GROWTH = 1.1
@@ -54,7 +47,7 @@ class Spill:
         self.budget = budgets.device
         self._where = where
         self.device: Device = HostDevice() if where.type == "cpu" else Accelerator(where)
-        self.page_bytes = _page_bytes(budgets.device, self.device.largest_page)
+        self.page_bytes = page_bytes(budgets.device, self.device.largest_page)
         self.tiers = _open_tiers(budgets, self.page_bytes, self.device)
         self.transfers = Transfers(_THREADS, timeout_seconds(), self.device)
         self.homes = Homes(self.page_bytes)
@@ -63,8 +56,8 @@ class Spill:
             self._housing = WindowHousing(self.page_bytes, self.budget // self.page_bytes)
         else:
             self._housing = StorageHousing(self.page_bytes)
-        self.states = self._pager(_STATE_SLOTS)
-        self.gradients = self._pager(_GRADIENT_SLOTS)
+        self.states = self._pager(STATE_SLOTS)
+        self.gradients = self._pager(GRADIENT_SLOTS)
         self.steps = 0
         self.transient = 0
         self.activations = budgets.activations
@@ -170,8 +163,8 @@ class Spill:
         passing = max(sum(shard.room for shard in unit if not shard.stays) for unit in units)
         staying = sum(shard.room for shard in self._shards)
         self._all_parameters = sum(rooms)
-        self._parameter_bytes = min(self._all_parameters, staying + _UNITS_IN_FLIGHT * passing)
-        self.homes.budget = self._least_parameters = min(_UNITS_IN_FLIGHT * max(rooms), self._parameter_bytes)
+        self._parameter_bytes = min(self._all_parameters, staying + UNITS_IN_FLIGHT * passing)
+        self.homes.budget = self._least_parameters = min(UNITS_IN_FLIGHT * max(rooms), self._parameter_bytes)
         self.homes.extend = self._extend
         self.check(0)
 
@@ -195,8 +188,8 @@ class Spill:
         self.homes.shrink(self._least_parameters)
         self._housing.give_back()
         self.homes.extend = self._extend
-        self.states.shrink(_STATE_SLOTS)
-        self.gradients.shrink(_GRADIENT_SLOTS)
+        self.states.shrink(STATE_SLOTS)
+        self.gradients.shrink(GRADIENT_SLOTS)
         self.device.give_back_freed()
 
     def weigh_the_rest(self, own: int) -> None:
@@ -241,7 +234,7 @@ class Spill:
 
     @property
     def _least_pages(self) -> int:
-        return (_STATE_SLOTS + _GRADIENT_SLOTS) * self.page_bytes
+        return (STATE_SLOTS + GRADIENT_SLOTS) * self.page_bytes
 
     def check(self, transient: int, crowded: int = 0) -> None:
         """Raise BudgetError where the least that pages and parameters need is too much beside ``transient`` bytes.
@@ -280,9 +273,9 @@ class Spill:
         self.homes.budget += for_parameters
         self._choose_residents(for_parameters)
         slots = (spare - for_parameters) // self.page_bytes
-        for_gradients = max(0, min(slots, gradient_slots - _GRADIENT_SLOTS))
-        self.gradients.allow(_GRADIENT_SLOTS + for_gradients)
-        self.states.allow(_STATE_SLOTS + ring + slots - for_gradients)
+        for_gradients = max(0, min(slots, gradient_slots - GRADIENT_SLOTS))
+        self.gradients.allow(GRADIENT_SLOTS + for_gradients)
+        self.states.allow(STATE_SLOTS + ring + slots - for_gradients)
 
     def _choose_residents(self, room: int) -> None:
         all_fit = self.homes.budget == self._parameter_bytes
@@ -317,14 +310,6 @@ class Spill:
             tier.close()
         self.device.close()
         self._housing.close()
-
-
-def _page_bytes(budget: int, largest: int) -> int:
-    """A power of two, so that the budget is a good many pages."""
-    size = _SMALLEST_PAGE
-    while size < largest and size * 2 * _PAGES_OF_A_BUDGET <= budget:
-        size *= 2
-    return size
 
 
 def _open_tiers(budgets: Budgets, page_bytes: int, device: Device) -> Sequence[Tier]:

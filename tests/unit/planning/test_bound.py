@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from ciuic_dist.planning.bound import lower_bound
 from ciuic_dist.planning.choose import candidates, choose
-from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Recipe, training_step
 from ciuic_dist.planning.simulate import CYCLES, simulate
 from ciuic_dist.planning.trace import Trace
+from ciuic_dist.planning.two_tier import TwoTier
 from tests.unit.planning.traces import dense, machine, scan, traces
 
 pytest.importorskip("scipy")
@@ -47,7 +47,7 @@ def test_fewer_cuts_never_raise_the_bound(trace: Trace, extra: int) -> None:
 def test_a_model_of_13b_is_near_the_bound_and_the_published_figures(tokens: int, seconds: float) -> None:
     """60 GB of room on an H100, 400 TFLOP/s, 50 GB/s each way."""
     trace = training_step(dense(40, 317_204_480, 327_685_120, tokens), Recipe(page=1 << 28))
-    choice = choose(trace, Machine(400e12, 3.35e12, 60 * 10**9 + trace.transient, 50e9, 50e9), bounded=True)
+    choice = choose(trace, TwoTier(400e12, 3.35e12, 60 * 10**9 + trace.transient, 50e9, 50e9), bounded=True)
     assert choice.bound == pytest.approx(seconds, rel=0.015)
     assert choice.over_bound is not None
     assert 1 <= choice.over_bound <= 1.01

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciuic_dist.planning.machine import BudgetTooSmall
 from ciuic_dist.planning.residency import place, spread, stay
+from ciuic_dist.planning.two_tier import BudgetTooSmall
 
 sizes_ = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from benchmarks.replay.peers import demand, look_ahead, markov, min_on_demand, oldest, peers
 from ciuic_dist.planning import simulate as module
 from ciuic_dist.planning.choose import candidates
-from ciuic_dist.planning.machine import BudgetTooSmall, Machine
 from ciuic_dist.planning.policy import Policy, rotating, static_ring
 from ciuic_dist.planning.profile import Recipe, training_step
 from ciuic_dist.planning.simulate import CYCLES, simulate
 from ciuic_dist.planning.trace import Item, Kind, Op, Trace
+from ciuic_dist.planning.two_tier import BudgetTooSmall, TwoTier
 from ciuic_dist.planning.view import View
 from tests.unit.planning.traces import dense, machine, scan, traces
 
@@ -75,7 +75,7 @@ def test_one_way_at_a_time_takes_longer() -> None:
 
 def test_only_what_is_evicted_is_written_back_unless_ahead_of_time() -> None:
     trace = training_step(dense(32, 202_383_360, 262_410_240, tokens=2048), Recipe(page=1 << 29))
-    where = Machine(400e12, 3.35e12, 60 * 10**9 + trace.transient, 50e9, 50e9)
+    where = TwoTier(400e12, 3.35e12, 60 * 10**9 + trace.transient, 50e9, 50e9)
     late, early = simulate(trace, where, rotating()), simulate(trace, where, rotating(background=True))
     assert late.down <= late.up
     assert early.down > early.up
@@ -83,7 +83,7 @@ def test_only_what_is_evicted_is_written_back_unless_ahead_of_time() -> None:
 
 def test_writing_back_early_pays_where_gradients_need_room_at_once() -> None:
     trace = training_step(dense(32, 202_383_360, 262_410_240, tokens=4096), Recipe(page=1 << 29, fused=False))
-    where = Machine(400e12, 3.35e12, 47 * 10**9, 50e9, 50e9)
+    where = TwoTier(400e12, 3.35e12, 47 * 10**9, 50e9, 50e9)
     late, early = (
         simulate(trace, where, static_ring(trace, 47 * 10**9, 4 << 30, background=background))
         for background in (False, True)

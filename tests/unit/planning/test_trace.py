@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from ciuic_dist.planning.machine import BudgetTooSmall, Machine
 from ciuic_dist.planning.profile import Recipe, training_step
 from ciuic_dist.planning.trace import Item, Kind, Op, Trace
+from ciuic_dist.planning.two_tier import BudgetTooSmall, TwoTier
 from tests.unit.planning.traces import dense, machine, scan, traces
 
 
@@ -15,7 +15,7 @@ def test_a_trace_survives_json(trace: Trace) -> None:
 
 
 def test_a_machine_survives_json() -> None:
-    assert Machine.from_json(machine(7).to_json()) == machine(7)
+    assert TwoTier.from_json(machine(7).to_json()) == machine(7)
 
 
 @pytest.mark.parametrize("op", [Op("a", (1,)), Op("a", (0, 0)), Op("a", (), (0,)), Op("a", (0,), creates=(1,))])
@@ -25,7 +25,7 @@ def test_an_operation_on_what_is_not_there_is_refused(op: Op) -> None:
 
 
 def test_an_operation_takes_as_long_as_its_slower_half() -> None:
-    rates = Machine(flops=10.0, bandwidth=5.0, budget=1, up=1.0, down=1.0)
+    rates = TwoTier(flops=10.0, bandwidth=5.0, budget=1, up=1.0, down=1.0)
     assert rates.seconds(Op("arithmetic", flops=20.0, touched=5.0)) == 2.0
     assert rates.seconds(Op("memory", flops=20.0, touched=15.0, seconds=1.0)) == 4.0
 

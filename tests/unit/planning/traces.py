@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Pass, Profile, UnitProfile
 from ciuic_dist.planning.trace import Item, Kind, Op, Trace
+from ciuic_dist.planning.two_tier import TwoTier
 
 
 def scan(order: Sequence[int], *, size: int = 10, dirty: bool = False, kind: Kind = Kind.STATE) -> Trace:
@@ -18,9 +18,9 @@ def scan(order: Sequence[int], *, size: int = 10, dirty: bool = False, kind: Kin
     return Trace(items, ops)
 
 
-def machine(budget: int, *, link: float = 10.0, duplex: bool = True) -> Machine:
+def machine(budget: int, *, link: float = 10.0, duplex: bool = True) -> TwoTier:
     """Rates of one, but for the link: an item of ten bytes takes a second."""
-    return Machine(1.0, 1.0, budget, link, link, duplex)
+    return TwoTier(1.0, 1.0, budget, link, link, duplex)
 
 
 def dense(layers: int, parameters: int, root: int, tokens: int) -> Profile:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ciuic_dist.estimate.tracer import profile
 from ciuic_dist.planning.profile import Profile
-from ciuic_dist.planning.tracer import profile
 
 BATCH, WIDTH = 8, 16
 MATMUL = 2 * BATCH * WIDTH * WIDTH

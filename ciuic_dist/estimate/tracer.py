@@ -1,56 +1,66 @@
-"""Measures a model's forward and backward, unit by unit, without computing. The only planner that needs torch."""
+"""Measures a model's forward and backward, unit by unit, without computing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from ciuic_dist.estimate.attention import FusedAttention
+from ciuic_dist.estimate.operators import Cost, cost_of
+from ciuic_dist.estimate.twins import Twins
+from ciuic_dist.memory.live import LiveBytes
 from ciuic_dist.planning.profile import Pass, Profile, UnitProfile
 
-_aten = torch.ops.aten
-_CPU_ATTENTION = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
-}
-"""Flash attention on the CPU counts like the one on GPUs, causal masks not deducted."""
+
+def profile(
+    model: nn.Module, units: Mapping[str, nn.Module], loss: Callable[[], Tensor], *, fused_attention: bool = False
+) -> Profile:
+    """Run ``loss()`` and its backward and attribute what they cost to ``units``, by name, and the root.
+
+    Build the model and its inputs under `torch._subclasses.FakeTensorMode`, and call this under it, and nothing is
+    allocated or computed. Units that are alike and get alike inputs are run once. Parameters that belong to no unit
+    or to several are the root's, which comes last. The gradients of the parameters are not kept.
+
+    ``fused_attention``: attention takes one kernel whatever its shapes, as on GPUs; else what this machine has.
+    """
+    meter = _Meter(model, units)
+    with ExitStack() as stack:
+        stack.callback(meter.remove)
+        if fused_attention:
+            stack.enter_context(FusedAttention(meter.charge))
+        stack.enter_context(meter.live)
+        stack.enter_context(meter)
+        stack.enter_context(saved_tensors_hooks(meter.pack, lambda saved: saved))
+        meter.enter(meter.root, backward=False)
+        value = loss()
+        meter.enter(meter.root, backward=True)
+        value.backward()
+        meter.end()
+    return Profile(meter.units, tuple(meter.kept()))
 
 
 @dataclass(slots=True)
 class _Pass:
     unit: int
     backward: bool
-    flops: float = 0.0
+    start: int = 0
     saved: int = 0
     inputs: int = 0
+    flops: float = 0.0
+    streamed: float = 0.0
+    touched: float = 0.0
+    ops: int = 0
+    above: int = 0
+    net: int = 0
     weights: bool = False
     """Whether an operation took a parameter of the unit as it is."""
-
-
-def profile(model: nn.Module, units: Mapping[str, nn.Module], loss: Callable[[], Tensor]) -> Profile:
-    """Run ``loss()`` and its backward and attribute FLOPs and saved bytes to ``units``, by name, and the root.
-
-    Build the model and its inputs under `torch._subclasses.FakeTensorMode`, and call this under it, and nothing is
-    allocated or computed; on the meta device attention would count as if it were not fused. Parameters that belong
-    to no unit or to several are the root's, which comes last. The gradients of the parameters are not kept.
-    """
-    meter = _Meter(model, units)
-    with meter, saved_tensors_hooks(meter.pack, lambda saved: saved):
-        meter.enter(meter.root, backward=False)
-        value = loss()
-        meter.enter(meter.root, backward=True)
-        value.backward()
-    meter.remove()
-    for parameter in model.parameters():
-        parameter.grad = None
-    return Profile(meter.units, tuple(meter.kept()))
 
 
 class _Meter(TorchDispatchMode):
@@ -59,6 +69,7 @@ class _Meter(TorchDispatchMode):
     def __init__(self, model: nn.Module, units: Mapping[str, nn.Module]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotations there
         self.root = len(units)
+        self.live = LiveBytes()
         owner: dict[nn.Parameter, int] = {}
         for index, module in enumerate(units.values()):
             for parameter in module.parameters():
@@ -73,23 +84,65 @@ class _Meter(TorchDispatchMode):
         """Of the unit that computes."""
         self._entered: set[int] = set()
         self._passes: list[_Pass] = []
+        self._twins = Twins(list(units.values()), lambda tensor: _storage(tensor) in self._stored)
         self._hooks = [handle for index, module in enumerate(units.values()) for handle in self._hook(index, module)]
+        self._hooks += [p.register_post_accumulate_grad_hook(_drop) for p in model.parameters() if p.requires_grad]
 
     def enter(self, unit: int, *, backward: bool) -> None:
-        """From now on ``unit`` computes."""
+        """From now on ``unit`` computes; what a backward computes again is a part of it."""
+        backward |= bool(self._passes) and self._passes[-1].backward
         if not self._passes or (self._passes[-1].unit, self._passes[-1].backward) != (unit, backward):
-            self._passes.append(_Pass(unit, backward))
+            now = self.end()
+            self._passes.append(_Pass(unit, backward, start=now))
 
-    def kept(self) -> Iterable[Pass]:
+    def end(self) -> int:
+        """The current pass is over; returns the bytes alive."""
+        now = self.live.now
+        if self._passes:
+            current = self._passes[-1]
+            current.above = max(current.above, self.live.peak - current.start)
+            current.net = now - current.start
+        self.live.peak = now
+        return now
+
+    def kept(self) -> Iterator[Pass]:
         """Passes that compute with parameters; between two units the root often does nothing."""
         turn = next(index for index, p in enumerate(self._passes) if p.backward)
         ends = {0, turn - 1, turn, len(self._passes) - 1}
-        for index, p in enumerate(self._passes):
+        carried = 0
+        for index, p in enumerate(self._like_their_twins()):
             if p.unit != self.root or p.flops or p.weights or index in ends:
-                yield Pass(p.unit, p.backward, p.flops, p.saved, p.inputs)
+                yield Pass(
+                    p.unit,
+                    p.backward,
+                    p.flops,
+                    p.saved,
+                    p.inputs,
+                    streamed=p.streamed,
+                    touched=p.touched,
+                    ops=p.ops,
+                    above=p.above + carried,
+                    net=p.net + carried,
+                )
+                carried = 0
+            else:
+                carried += p.net
+
+    def _like_their_twins(self) -> Iterator[_Pass]:
+        """A unit that wasn't run costs what the one costs that is like it."""
+        models: dict[tuple[int, bool], list[_Pass]] = {}
+        for p in self._passes:
+            models.setdefault((p.unit, p.backward), []).append(p)
+        met: dict[tuple[int, bool], int] = {}
+        for p in self._passes:
+            kind = (p.unit, p.backward)
+            number = met[kind] = met.get(kind, -1) + 1
+            like = self._twins.model_of(p.unit)
+            yield p if like is None else replace(models[like, p.backward][number], unit=p.unit)
 
     def remove(self) -> None:
         """Take the hooks off the model."""
+        self._twins.remove()
         for handle in self._hooks:
             handle.remove()
 
@@ -100,19 +153,27 @@ class _Meter(TorchDispatchMode):
             self._passes[-1].saved += tensor.untyped_storage().nbytes()
         return tensor
 
+    def charge(self, cost: Cost) -> None:
+        """To the current pass."""
+        current = self._passes[-1]
+        current.flops += cost.flops
+        current.ops += 1
+        if cost.flops:
+            current.streamed += cost.nbytes
+        else:
+            current.touched += cost.nbytes
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Charge the FLOPs of ``func`` to the current pass."""
+        """Charge what ``func`` costs to the current pass."""
         out = func(*args, **(kwargs or {}))
-        packet = _CPU_ATTENTION.get(func._overloadpacket, func._overloadpacket)
-        if packet in flop_registry:
-            self._passes[-1].flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
-        elif packet is _aten._grouped_mm:
-            self._passes[-1].flops += 2 * args[0].numel() * args[1].shape[-1]
+        cost = cost_of(func, args, kwargs or {}, out)
+        if cost is not None:
+            self.charge(cost)
         unit = self._passes[-1].unit
         self._passes[-1].weights |= any(self._owner.get(id(argument)) == unit for argument in args)
         return out
 
-    def _hook(self, index: int, module: nn.Module) -> Iterable[Any]:
+    def _hook(self, index: int, module: nn.Module) -> Iterator[Any]:
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             self.enter(index, backward=False)
             self._inputs = _tensors((args, kwargs))
@@ -135,6 +196,11 @@ class _Meter(TorchDispatchMode):
         """The backward of ``unit`` has reached its input; if that is another unit's output, its hook came first."""
         if self._passes[-1].unit == unit:
             self.enter(self.root, backward=True)
+
+
+def _drop(parameter: Tensor) -> None:
+    """Where gradients go is not the model's affair."""
+    parameter.grad = None
 
 
 def _tensors(tree: Any) -> list[Tensor]:

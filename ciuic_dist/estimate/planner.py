@@ -1,0 +1,142 @@
+"""From a model and a machine to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.forecast import DoesNotFit, Forecast
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.plan import Advice, Plan, Prediction, UnitPlan
+from ciuic_dist.planning.profile import Profile
+from ciuic_dist.planning.search import Found, Limits, ProfileOf, in_memory_seconds, search
+from ciuic_dist.planning.training import Training
+
+_GIB = 1 << 30
+_WORTH = 0.01
+"""The least gain that advice mentions."""
+
+
+def make_plan(
+    name: str, profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None = None
+) -> Plan:
+    """The best plan for ``training`` on ``machine``.
+
+    Raises BudgetError where none fits, with the least that would, ValueError for a batch that can't be divided.
+    """
+    try:
+        found = search(profile_of, machine, training, limits)
+    except DoesNotFit as failure:
+        raise BudgetError(_refusal(name, machine, failure)) from failure
+    choice, forecast = found.choice, found.forecast
+    profile = profile_of(choice.micro_batch)
+    spills = forecast.spilled.total > 0
+    return Plan(
+        model=name,
+        machine=machine,
+        training=training,
+        stage=choice.stage,
+        micro_batch=choice.micro_batch,
+        accumulation=choice.accumulation,
+        spills=spills,
+        device=machine.memory,
+        host=forecast.host * machine.devices,
+        nvme=forecast.nvme * machine.devices,
+        in_backward=not training.clips,
+        recompute=not choice.below and Way.RECOMPUTE in choice.ways,
+        units=_units(profile, found),
+        residency=_residency(forecast, machine),
+        predicted=_prediction(found, in_memory_seconds(profile_of, machine, training, limits), training),
+        advice=tuple(_advice(profile_of, machine, training, limits, forecast.seconds)),
+    )
+
+
+def _units(profile: Profile, found: Found) -> tuple[UnitPlan, ...]:
+    staying = range(profile.root - found.choice.gathered, profile.root)
+    full = found.choice.stage < 3
+    return tuple(
+        UnitPlan(unit.name, unit.parameters, full or index == profile.root or index in staying, way)
+        for index, (unit, way) in enumerate(zip(profile.units, (*found.choice.ways, Way.KEEP), strict=True))
+    )
+
+
+def _residency(forecast: Forecast, machine: Machine) -> dict[str, dict[str, int]]:
+    """What isn't on the device fills the host's memory first, and there what is used most often."""
+    needs, spilled = forecast.footprint, forecast.spilled
+    room = machine.node_host
+    found = {"activations and buffers": {"device": needs.pinned}}
+    for kind, total, away in (
+        ("activations, offloaded", 0, spilled.activations),
+        ("parameters", needs.parameters, spilled.parameters),
+        ("gradients", needs.gradients, spilled.gradients),
+        ("optimizer state", needs.state, spilled.state),
+    ):
+        host = min(away, room)
+        room -= host
+        tiers = {"device": max(0, total - away), "host": host, "nvme": away - host}
+        found[kind] = {tier: nbytes for tier, nbytes in tiers.items() if nbytes}
+    return {kind: tiers for kind, tiers in found.items() if tiers}
+
+
+def _prediction(found: Found, in_memory: float, training: Training) -> Prediction:
+    forecast = found.forecast
+    peak = {"device": forecast.device, "host": forecast.host, "nvme": forecast.nvme}
+    traffic = {"between devices": forecast.sent, "up": forecast.up, "down": forecast.down}
+    return Prediction(
+        seconds=forecast.seconds,
+        in_memory_seconds=in_memory,
+        bound=forecast.bound,
+        limit=forecast.limit,
+        tokens_per_second=training.tokens / forecast.seconds,
+        peak={tier: nbytes for tier, nbytes in peak.items() if nbytes or tier == "device"},
+        traffic={link: nbytes for link, nbytes in traffic.items() if nbytes},
+        resources=forecast.resources,
+    )
+
+
+def _advice(
+    profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None, seconds: float
+) -> Iterator[Advice]:
+    """What would help, the most helpful first."""
+    gains = []
+    for change, changed in _changes(machine):
+        try:
+            found = search(profile_of, changed, training, limits)
+        except DoesNotFit:
+            continue
+        gains.append(Advice(change, seconds / found.forecast.seconds - 1))
+    yield from sorted((entry for entry in gains if entry.gain >= _WORTH), key=lambda entry: -entry.gain)
+
+
+def _changes(machine: Machine) -> Iterator[tuple[str, Machine]]:
+    yield "+16 GiB on each device", replace(machine, memory=machine.memory + 16 * _GIB)
+    if machine.host:
+        yield "+32 GiB of host memory a device", replace(machine, host=machine.host + 32 * _GIB * machine.devices)
+        yield "twice the link to the host", replace(machine, up=2 * machine.up, down=2 * machine.down)
+    if machine.nvme:
+        yield (
+            "twice the drives",
+            replace(machine, nvme=2 * machine.nvme, read=2 * machine.read, write=2 * machine.write),
+        )
+    if machine.devices > 1 and not machine.shared:
+        yield "twice the links between devices", replace(machine, peers=2 * machine.peers)
+    if machine.nodes > 1:
+        yield "twice the network", replace(machine, network=2 * machine.network)
+
+
+def _refusal(name: str, machine: Machine, failure: DoesNotFit) -> str:
+    needs = failure.needs
+    text = (
+        f"{name} doesn't fit {machine.name}: each device needs {_gib(failure.device)} at the least and has "
+        f"{_gib(machine.memory)}; activations take {_gib(needs.transient)} of it, full units and gradients on their "
+        f"way {_gib(needs.fixed)}, what passes through {_gib(needs.passing)}"
+    )
+    if failure.below is not None:
+        text += f". {_gib(failure.below * machine.devices)} more of each node's host memory or NVMe would do as well"
+    return text
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / _GIB:.1f} GiB"

@@ -1,0 +1,81 @@
+"""A plan in words and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.plan import Plan, UnitPlan
+
+_GIB = 1 << 30
+
+
+def describe(plan: Plan) -> str:
+    """All of it, for a terminal."""
+    return "\n".join(_lines(plan))
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    parameters = sum(unit.parameters for unit in plan.units)
+    training, predicted = plan.training, plan.predicted
+    yield f"{plan.model}: {parameters / 1e9:.2f}B parameters, {training.precision}, on {_machine(plan.machine)}"
+    yield (
+        f"a step: {training.sequences} sequences of {training.length} tokens, "
+        f"{'clipped' if training.clips else 'updated in the backward'}, {training.state_dtype} optimizer state"
+    )
+    yield ""
+    yield "plan"
+    yield f"  stage              {plan.stage}{_stage(plan)}"
+    yield f"  micro-batch        {plan.micro_batch}, {plan.accumulation} a step on each rank"
+    yield f"  activations        {_activations(plan)}"
+    if plan.stage == 3 and plan.machine.world > 1:
+        full = sum(unit.gathered for unit in plan.units[:-1])
+        yield f"  stay gathered      {full} of {len(plan.units) - 1} units"
+    for kind, tiers in plan.residency.items():
+        yield f"  {kind:<24}{', '.join(f'{_size(nbytes)} on {tier}' for tier, nbytes in tiers.items())}"
+    yield ""
+    yield "predicted, for each rank"
+    for tier, nbytes in predicted.peak.items():
+        room = {"device": plan.machine.memory, "host": plan.machine.node_host, "nvme": plan.machine.node_nvme}[tier]
+        yield f"  peak on {tier:<11}{_size(nbytes)} of {_size(room)}"
+    yield f"  step               {_seconds(predicted.seconds)}, {predicted.tokens_per_second:,.0f} tokens/s in all"
+    yield f"  of in-memory speed {predicted.of_in_memory:.0%}"
+    yield f"  lower bound        {_seconds(predicted.bound)}: {predicted.limit}"
+    for resource, needed in predicted.resources.items():
+        yield f"    {resource:<25}{_seconds(needed)}"
+    for link, moved in predicted.traffic.items():
+        yield f"  traffic {link:<19}{_size(moved)} a step"
+    if plan.advice:
+        yield ""
+        yield "would help: " + "; ".join(f"{entry.change}: +{entry.gain:.0%}" for entry in plan.advice[:3])
+
+
+def _machine(machine: Machine) -> str:
+    nodes = f"{machine.nodes} nodes of " if machine.nodes > 1 else ""
+    devices = f"{machine.devices} devices" if machine.devices > 1 else "one device"
+    return f"{machine.name}: {nodes}{devices} with {_size(machine.memory)} each"
+
+
+def _stage(plan: Plan) -> str:
+    what = ("nothing is sharded", "optimizer state is sharded", "gradients too are sharded", "all is sharded")
+    return f" ({what[plan.stage]})" if plan.machine.world > 1 else ""
+
+
+def _activations(plan: Plan) -> str:
+    runs = [(way, len(list(run))) for way, run in groupby(plan.units[:-1], key=_way)]
+    if len(runs) == 1:
+        return f"{runs[0][0]} all"
+    return ", then ".join(f"{way} {count} units" for way, count in runs) or "keep all"
+
+
+def _way(unit: UnitPlan) -> str:
+    return str(unit.activations)
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / _GIB:.2f} GiB" if nbytes < 1000 * _GIB else f"{nbytes / _GIB / 1024:.2f} TiB"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"

@@ -1,0 +1,43 @@
+"""Plan a run: ``python -m ciuic_dist.plan +model=llama model.size=7b machine=8xh100 [section.field=value ...]``.
+
+Settings are those of ``ciuic_dist.train``. What isn't given of ``data.sequence_length``, ``train.global_batch``,
+``train.precision``, ``engine.stage`` and ``train.micro_batch`` is chosen for the machine.
+``--json`` prints the plan as JSON, ``--picture FILE.png`` draws a step.
+
+Exit codes: 0 there is a plan; 2 the settings are wrong, or nothing fits.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the plan that ``arguments`` (default: the command line's) ask for; returns the exit code."""
+    from ciuic_dist.config import ConfigError
+    from ciuic_dist.estimate.report import describe
+    from ciuic_dist.memory.budget import BudgetError
+    from ciuic_dist.plan.command import help_text, parse, planned
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(__doc__ or ""))
+        return 0
+    try:
+        command = parse(arguments)
+        made = planned(command)
+    except (ConfigError, BudgetError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    print(made.plan.to_json() if command.json else describe(made.plan))
+    if command.picture is not None:
+        from ciuic_dist.estimate.picture import draw
+
+        draw(made.plan, made.profile, Path(command.picture))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""``cd.plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ciuic_dist.estimate.machines import load
+from ciuic_dist.estimate.planner import make_plan
+from ciuic_dist.estimate.workload import profiles
+from ciuic_dist.memory.budget import Memory, parse_size
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.plan import Plan
+from ciuic_dist.planning.search import Limits
+from ciuic_dist.planning.training import Training
+from ciuic_dist.sharding.units import UnitRule
+
+
+def plan(
+    model: nn.Module | Callable[[], nn.Module],
+    machine: str | Machine,
+    batch: Mapping[str, Tensor],
+    *,
+    sequences: int,
+    memory: Memory | None = None,
+    stage: int | None = None,
+    mixed_precision: str | None = None,
+    units: UnitRule = None,
+    clips: bool = True,
+) -> Plan:
+    """The best way to train ``model`` on ``machine``, and what it takes. Nothing is allocated or computed.
+
+    ``model``: a module, also on meta, or what makes one. ``machine``: a name such as "8xh100", the path of a YAML
+    file, or a Machine. ``batch``: the keyword arguments of a forward for one sample, of which only the shapes count;
+    ``sequences``: samples of a step, over all ranks. ``memory``: what tiers may hold, where that is less
+    than the machine has. ``stage`` None: to be chosen. ``clips``: gradients are clipped, so nothing is updated
+    before the backward is over.
+
+    Raises ConfigError for a machine that there isn't, BudgetError where nothing fits, with the least that would,
+    ValueError where ``sequences`` can't be divided among the ranks.
+    """
+    module = model if isinstance(model, nn.Module) else model()
+    where = load(machine) if isinstance(machine, str) else machine
+    where = where if memory is None else within(where, memory)
+    length = max((value.shape[1] for value in batch.values() if value.dim() > 1), default=1)
+    precision = mixed_precision or "fp32"
+    training = Training(sequences, length, precision, clips=clips)
+    profile_of = profiles(module, batch, precision=mixed_precision, units=units, fused_attention=not where.shared)
+    return make_plan(type(module).__name__, profile_of, where, training, Limits(stage))
+
+
+def within(machine: Machine, memory: Memory) -> Machine:
+    """The machine with no more than ``memory`` allows; its folder need not be here. Raises BudgetError for no size."""
+    nvme = None if memory.nvme is None else str(memory.nvme).rpartition(":")[2]
+    given = {"memory": ("device", memory.device), "host": ("host", memory.host), "nvme": ("nvme", nvme)}
+    least = {
+        field: min(parse_size(size, f"memory.{name}"), getattr(machine, field))
+        for field, (name, size) in given.items()
+        if size is not None
+    }
+    return replace(machine, **least)

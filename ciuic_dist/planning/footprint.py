@@ -1,0 +1,119 @@
+"""How many bytes of a device one way to train takes, and which of them may be elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.pages import (
+    GRADIENT_SLOTS,
+    LARGEST_ON_ACCELERATORS,
+    LARGEST_ON_HOSTS,
+    STATE_SLOTS,
+    UNITS_IN_FLIGHT,
+    page_bytes,
+)
+from ciuic_dist.planning.profile import Pass, Profile
+from ciuic_dist.planning.training import Choice, Training
+
+_IN_FLIGHT = 2
+"""Full units at a time: in use, and coming."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes on each rank."""
+
+    transient: int
+    """Activations and temporary values, at their peak."""
+    fixed: int
+    """What else can't leave: the root unit, units in use, gradients on their way."""
+    parameters: int
+    gradients: int
+    state: int
+    passing: int
+    """Of the last three, that have to be there at a time at the least."""
+    page: int
+
+    @property
+    def pinned(self) -> int:
+        """What can't leave."""
+        return self.transient + self.fixed
+
+    @property
+    def spillable(self) -> int:
+        """What can."""
+        return self.parameters + self.gradients + self.state
+
+    @property
+    def total(self) -> int:
+        """With everything on the device."""
+        return self.pinned + self.spillable
+
+    @property
+    def least(self) -> int:
+        """With all that can leave away."""
+        return self.pinned + min(self.passing, self.spillable)
+
+
+def footprint(profile: Profile, training: Training, choice: Choice, machine: Machine) -> Footprint:
+    """What ``choice`` takes of each device; ``profile`` is of one micro-batch."""
+    world = machine.world
+    page = page_bytes(machine.memory, LARGEST_ON_HOSTS if machine.shared else LARGEST_ON_ACCELERATORS)
+    sizes = [unit.parameters for unit in profile.units]
+    root, largest, total = sizes[-1], max(sizes[:-1], default=0), sum(sizes)
+    ranks = world if choice.stage else 1
+    full = 0
+    parameters = (total - root) * training.weight
+    if choice.stage == 3 and world > 1:
+        full = min(_IN_FLIGHT * largest, total - root) + sum(_staying(sizes, choice))
+        parameters //= world
+    waits = choice.stage < 2 and world > 1 and choice.accumulation > 1
+    landing = total if waits else min(_IN_FLIGHT * largest, total - root) + root
+    kept = training.clips or choice.accumulation > 1
+    holders = world if choice.stage == 3 else 1
+    return Footprint(
+        transient=transient(profile, choice),
+        fixed=int((root + full + landing) * training.weight),
+        parameters=parameters,
+        gradients=total * training.gradient * kept // ranks,
+        state=int(total * training.state / ranks),
+        passing=UNITS_IN_FLIGHT * largest * training.weight // holders + (STATE_SLOTS + GRADIENT_SLOTS) * page,
+        page=page,
+    )
+
+
+def _staying(sizes: list[int], choice: Choice) -> list[int]:
+    units = len(sizes) - 1
+    return sizes[units - choice.gathered : units]
+
+
+def transient(profile: Profile, choice: Choice) -> int:
+    """Bytes of activations and temporary values at the peak of a forward and backward."""
+    return max(level for _, level in levels(profile, choice))
+
+
+def levels(profile: Profile, choice: Choice) -> Iterator[tuple[int, int]]:
+    """For each pass the bytes of activations that are alive when it begins, and at its peak.
+
+    A unit's forward leaves what its backward needs; where that isn't kept, it is there again for the backward.
+    """
+    alive = 0
+    held = {p.unit: p for p in profile.passes if not p.backward}
+    for p in profile.passes:
+        gone = _leaves(p.unit, profile, choice)
+        brought = max(held[p.unit].net, 0) if gone and p.backward and p.unit in held else 0
+        yield alive, alive + brought + p.above
+        alive += _left(p, held, choice) if gone else p.net
+
+
+def _leaves(unit: int, profile: Profile, choice: Choice) -> bool:
+    return unit != profile.root and choice.ways[unit] is not Way.KEEP
+
+
+def _left(p: Pass, held: dict[int, Pass], choice: Choice) -> int:
+    """Bytes by which a pass changes what is alive whose unit doesn't keep its activations."""
+    stays = 0 if choice.below else held[p.unit].inputs
+    return -stays if p.backward else stays

@@ -1,0 +1,159 @@
+"""What one way to train takes on a machine: peaks of every tier, seconds, traffic, and what bounds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.footprint import Footprint, footprint
+from ciuic_dist.planning.lanes import Lanes, lanes
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.profile import Profile
+from ciuic_dist.planning.training import Choice, Training
+
+
+class DoesNotFit(ValueError):
+    """A budget too small. ``device`` bytes would do beside the tiers there are, or ``below`` more bytes of these."""
+
+    def __init__(self, device: int, below: int | None, needs: Footprint) -> None:
+        """``below``: None where no lower tier would help; ``needs``: what can't leave the device, and the rest."""
+        super().__init__(f"needs {device} bytes on the device, or {below} more below it")
+        self.device = device
+        self.below = below
+        self.needs = needs
+
+
+@dataclass(frozen=True, slots=True)
+class Spilled:
+    """Bytes of one rank that aren't on the device for good."""
+
+    parameters: int = 0
+    gradients: int = 0
+    state: int = 0
+    activations: int = 0
+    """At the end of a forward."""
+
+    @property
+    def total(self) -> int:
+        """Bytes that lower tiers hold."""
+        return self.parameters + self.gradients + self.state + self.activations
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """One rank's step. Bytes and seconds."""
+
+    seconds: float
+    unspilled: float
+    """The same if no transfer between tiers took any time."""
+    computing: float
+    updating: float
+    sending: float
+    """While collectives are under way."""
+    device: int
+    """Peaks of the tiers."""
+    host: int
+    nvme: int
+    sent: float
+    """Bytes that collectives bring a rank."""
+    up: float
+    """Bytes from lower tiers to the device."""
+    down: float
+    resources: dict[str, float]
+    """Seconds that a step needs each resource for, at its full rate."""
+    spilled: Spilled
+    footprint: Footprint
+
+    @property
+    def bound(self) -> float:
+        """No schedule of this choice is quicker."""
+        return max(self.resources.values())
+
+    @property
+    def limit(self) -> str:
+        """The resource that bounds it."""
+        return max(self.resources, key=self.resources.__getitem__)
+
+
+def forecast(profile: Profile, machine: Machine, training: Training, choice: Choice) -> Forecast:
+    """Of ``choice``; ``profile`` is of one micro-batch. Raises DoesNotFit.
+
+    What is spilled first is what is touched least: state once a step, then gradients, then parameters. Transfers
+    hide behind everything else as far as the links' rates allow.
+    """
+    needs = footprint(profile, training, choice, machine)
+    spilled = _spilled(needs, machine, profile, choice)
+    played = lanes(profile, machine, training, choice)
+    up, down = _moved(spilled, choice)
+    resources = _resources(played, machine, spilled, up, down)
+    below = spilled.total
+    return Forecast(
+        seconds=max(played.seconds, *resources.values()),
+        unspilled=played.seconds,
+        computing=played.computing,
+        updating=played.updating,
+        sending=played.sending,
+        device=min(needs.total, machine.memory) if spilled.total else needs.total,
+        host=min(below, machine.node_host),
+        nvme=max(0, below - machine.node_host),
+        sent=played.sent,
+        up=up,
+        down=down,
+        resources=resources,
+        spilled=spilled,
+        footprint=needs,
+    )
+
+
+def _spilled(needs: Footprint, machine: Machine, profile: Profile, choice: Choice) -> Spilled:
+    """Raises DoesNotFit."""
+    activations = _offloaded(profile, choice)
+    short = max(0, needs.total - machine.memory)
+    if short:
+        short = min(short + needs.passing, needs.spillable)  # what passes has room of its own
+    below = machine.node_host + machine.node_nvme
+    lacking = short + activations - below
+    if needs.least > machine.memory or lacking > 0:
+        smallest = needs.least + max(0, needs.spillable + activations - below)
+        raise DoesNotFit(min(needs.total, smallest), None if needs.least > machine.memory else lacking, needs)
+    state = min(short, needs.state)
+    gradients = min(short - state, needs.gradients)
+    return Spilled(short - state - gradients, gradients, state, activations)
+
+
+def _offloaded(profile: Profile, choice: Choice) -> int:
+    """Bytes of activations in lower tiers when a forward ends."""
+    if not choice.below:
+        return 0
+    forward = [p for p in profile.passes if not p.backward and p.unit != profile.root]
+    return sum(p.saved if choice.ways[p.unit] is Way.OFFLOAD else p.inputs for p in forward if _goes(choice, p.unit))
+
+
+def _goes(choice: Choice, unit: int) -> bool:
+    return choice.ways[unit] is not Way.KEEP
+
+
+def _moved(spilled: Spilled, choice: Choice) -> tuple[float, float]:
+    """Bytes up and down in a step: parameters come for every forward and backward and leave when they have changed."""
+    often = choice.accumulation
+    up = spilled.state + spilled.gradients + spilled.parameters * 2 * often + spilled.activations * often
+    down = spilled.state + spilled.gradients + spilled.parameters + spilled.activations * often
+    return float(up), float(down)
+
+
+def _resources(played: Lanes, machine: Machine, spilled: Spilled, up: float, down: float) -> dict[str, float]:
+    found = {"computation": played.computing, "links between devices": played.sending}
+    if not spilled.total:
+        return found
+    drives = max(0, spilled.total - machine.node_host) / spilled.total
+    if machine.up:
+        both = (up / machine.up, down / machine.down)
+        found["link to the host"] = max(both) if machine.duplex else sum(both)
+    if drives:
+        found["drives"] = machine.devices * drives * (up / machine.read + down / machine.write)
+    return found
+
+
+def in_memory(machine: Machine) -> Machine:
+    """The same machine with memory to spare on its devices."""
+    return replace(machine, memory=1 << 62)

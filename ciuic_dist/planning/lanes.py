@@ -1,0 +1,145 @@
+"""How long a step takes whose memory suffices: computation and collectives side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.profile import Profile
+from ciuic_dist.planning.training import Choice, Training
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """One pass in time; seconds from the step's start."""
+
+    name: str
+    start: float
+    end: float
+    gather: tuple[float, float] | None = None
+    """From when to when its unit was gathered."""
+    reduce: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """A step in which nothing is spilled."""
+
+    seconds: float
+    computing: float
+    """Seconds, the update's among them."""
+    updating: float
+    sending: float
+    """Seconds in which collectives are under way."""
+    sent: float
+    """Bytes that a rank gets in collectives."""
+    micro_batches: tuple[tuple[Stretch, ...], ...]
+    """The first micro-batch, and the last where that is another."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    name: str
+    seconds: float
+    gather: int
+    """Bytes to be gathered before, reduced after."""
+    reduce: int
+
+
+def lanes(profile: Profile, machine: Machine, training: Training, choice: Choice) -> Lanes:
+    """Play a step. A unit is gathered while the one before it computes; gradients are reduced behind the backward."""
+    update = update_seconds(profile, machine, training, choice)
+    first = _Player(machine)
+    first.play(_works(profile, machine, training, choice, number=0))
+    players = [first]
+    seconds, computing, sending, sent = first.now, first.computing, first.sending, first.sent
+    if choice.accumulation > 1:
+        last = _Player(machine)
+        last.play(_works(profile, machine, training, choice, number=choice.accumulation - 1))
+        players.append(last)
+        middle = _Player(machine)
+        middle.play(_works(profile, machine, training, choice, number=choice.accumulation - 1, last=False))
+        many = choice.accumulation - 2
+        seconds += last.now + many * middle.now
+        computing += last.computing + many * middle.computing
+        sending += last.sending + many * middle.sending
+        sent += last.sent + many * middle.sent
+    stretches = tuple(tuple(player.stretches) for player in players)
+    return Lanes(seconds + update, computing + update, update, sending, sent, stretches)
+
+
+def update_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> float:
+    """The optimizer reads and writes its state and the weights, and reads the gradients."""
+    touched = 2 * training.state + 2 * training.weight + training.gradient
+    ranks = machine.world if choice.stage else 1
+    return profile.parameters / ranks * touched / machine.bandwidth
+
+
+def _works(
+    profile: Profile, machine: Machine, training: Training, choice: Choice, number: int, last: bool | None = None
+) -> Iterator[_Work]:
+    """The passes of a micro-batch. What is full since the update is gathered by the first one only."""
+    last = number == choice.accumulation - 1 if last is None else last
+    sizes = [unit.parameters * training.weight for unit in profile.units]
+    staying = range(profile.root - choice.gathered, profile.root)
+    ends = {p.unit: index for index, p in enumerate(profile.passes)}
+    forward = {p.unit: machine.seconds(p, training.precision) for p in profile.passes if not p.backward}
+    full: set[int] = set()
+    for index, p in enumerate(profile.passes):
+        stays = choice.stage < 3 or p.unit in staying or p.unit == profile.root
+        again = choice.stage == 3 and not stays
+        turn = index and p.backward and profile.passes[index - 1].unit == p.unit
+        gathers = choice.stage and p.unit not in full and (again or number == 0) and not turn
+        full |= {p.unit} if stays else set()
+        reduces = p.backward and ends[p.unit] == index and (last or choice.stage >= 2)
+        remade = p.backward and p.unit != profile.root and choice.ways[p.unit] is Way.RECOMPUTE
+        yield _Work(
+            f"{'backward' if p.backward else 'forward'} {profile.units[p.unit].name}",
+            machine.seconds(p, training.precision) + (forward.get(p.unit, 0.0) if remade else 0.0),
+            sizes[p.unit] if gathers else 0,
+            sizes[p.unit] * (1 if choice.stage else 2) if reduces else 0,
+        )
+
+
+class _Player:
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.now = 0.0
+        self.computing = 0.0
+        self.sending = 0.0
+        self.sent = 0.0
+        self.stretches: list[Stretch] = []
+        self._link = 0.0
+        """When collectives that were begun are over."""
+        self._began = 0.0
+
+    def play(self, works: Iterable[_Work]) -> None:
+        """One after the other; the collectives are through at the end as well."""
+        for work in works:
+            gather = self._send(work.gather, self._began)
+            start = max(self.now, gather[1] if gather else 0.0)
+            self._began, self.now = start, start + work.seconds
+            self.computing += work.seconds
+            self._reduce(work, start, gather)
+        self.now = max(self.now, self._link)
+
+    def _reduce(self, work: _Work, start: float, gather: tuple[float, float] | None) -> None:
+        end = self.now
+        if self._machine.shared:  # every rank adds up what the others have left in memory
+            seconds = work.reduce * (1 + 1 / self._machine.world) / self._machine.bandwidth
+            self.now += seconds
+            self.computing += seconds
+        reduce = self._send(work.reduce, end)
+        self.stretches.append(Stretch(work.name, start, self.now, gather, reduce))
+
+    def _send(self, nbytes: int, ready: float) -> tuple[float, float] | None:
+        seconds = self._machine.gather_seconds(nbytes, self._machine.world) if nbytes else 0.0
+        if not seconds:
+            return None
+        start = max(self._link, ready)
+        self._link = start + seconds
+        self.sending += seconds
+        self.sent += nbytes * (self._machine.world - 1) / self._machine.world
+        return start, self._link

@@ -1,0 +1,26 @@
+"""How large pages are, and how many of them the engine needs at the least."""
+
+from __future__ import annotations
+
+from typing import Final
+
+STATE_SLOTS: Final = 9
+"""The least that optimizer state needs: for one span of AdamW with a split master, for what comes, for what leaves."""
+GRADIENT_SLOTS: Final = 3
+"""The least that gradients need: in use, coming, leaving."""
+UNITS_IN_FLIGHT: Final = 3
+"""The largest unit, so often, is the least that parameters need: in use, coming, leaving."""
+LARGEST_ON_HOSTS: Final = 4 << 20
+"""Bytes of a page where the device is the host's memory."""
+LARGEST_ON_ACCELERATORS: Final = 32 << 20
+"""Bytes: links from registered memory are busy with these."""
+_SMALLEST: Final = 8 << 10
+_OF_A_BUDGET: Final = 192
+
+
+def page_bytes(budget: int, largest: int) -> int:
+    """A power of two, so that the budget is a good many pages."""
+    size = _SMALLEST
+    while size < largest and size * 2 * _OF_A_BUDGET <= budget:
+        size *= 2
+    return size

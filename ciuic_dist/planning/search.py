@@ -1,0 +1,128 @@
+"""The best way to train within the budgets: every choice is forecast by one cost model, and the quickest kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.forecast import DoesNotFit, Forecast, forecast, in_memory
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.profile import Profile
+from ciuic_dist.planning.spilling import with_transfers
+from ciuic_dist.planning.training import Choice, Training
+from ciuic_dist.planning.two_tier import BudgetTooSmall
+
+_EQUAL = 0.005
+"""Choices whose times differ by less are taken for equally quick: the one that moves and holds least is kept."""
+_SHARES = (0.0, 0.25, 0.5, 0.75)
+"""Of the units, whose activations are kept where those of the others go to a lower tier."""
+
+ProfileOf = Callable[[int], Profile]
+"""The profile of a micro-batch of so many sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the user has decided; None: to be chosen."""
+
+    stage: int | None = None
+    micro_batch: int | None = None
+    way: Way | None = None
+    recompute: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best choice and what it takes."""
+
+    choice: Choice
+    forecast: Forecast
+    considered: int
+    """How many choices there were."""
+
+
+def search(profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None = None) -> Found:
+    """The quickest choice that fits. Raises DoesNotFit with the least that would, ValueError for a batch that can't be.
+
+    Of equally quick ones the one that moves least between tiers and ranks, then the one that takes least memory.
+    """
+    fitting: list[tuple[Choice, Forecast]] = []
+    failures: list[DoesNotFit] = []
+    for choice in choices(profile_of, machine, training, limits or Limits()):
+        try:
+            fitting.append((choice, forecast(profile_of(choice.micro_batch), machine, training, choice)))
+        except DoesNotFit as failure:
+            failures.append(failure)
+    played = list(_quickest(fitting, profile_of, machine, training))
+    if not played:
+        nearest = min(failures, key=lambda failure: failure.device)
+        below = [failure.below for failure in failures if failure.below is not None]
+        raise DoesNotFit(nearest.device, min(below, default=None), nearest.needs)
+    quickest = min(found.seconds for _, found in played)
+    equal = [entry for entry in played if entry[1].seconds <= quickest * (1 + _EQUAL)]
+    choice, best = min(equal, key=lambda entry: (entry[1].up + entry[1].down + entry[1].sent, entry[1].device))
+    return Found(choice, best, len(fitting) + len(failures))
+
+
+def _quickest(
+    fitting: list[tuple[Choice, Forecast]], profile_of: ProfileOf, machine: Machine, training: Training
+) -> Iterator[tuple[Choice, Forecast]]:
+    """Choices with their transfers played, as long as any that is left might be quicker."""
+    best = math.inf
+    for choice, expected in sorted(fitting, key=lambda entry: entry[1].seconds):
+        if expected.seconds > best * (1 + _EQUAL):
+            return
+        try:
+            found = with_transfers(profile_of(choice.micro_batch), machine, training, choice, expected)
+        except BudgetTooSmall:
+            continue
+        best = min(best, found.seconds)
+        yield choice, found
+
+
+def in_memory_seconds(
+    profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None = None
+) -> float:
+    """Of the best step if the devices had memory to spare."""
+    return search(profile_of, in_memory(machine), training, limits).forecast.seconds
+
+
+def choices(profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits) -> Iterator[Choice]:
+    """Every choice there is, whether it fits or not."""
+    each, rest = divmod(training.sequences, machine.world)
+    if rest or not each:
+        raise ValueError(f"{training.sequences} sequences can't be divided among {machine.world} ranks")
+    stages = range(4) if machine.world > 1 else (0,)
+    for micro_batch in range(1, each + 1):
+        if each % micro_batch or limits.micro_batch not in (None, micro_batch):
+            continue
+        profile = profile_of(micro_batch)
+        for stage in stages if limits.stage is None else (limits.stage,):
+            for ways, below in _activations(profile, machine, limits):
+                plain = Choice(stage, micro_batch, each // micro_batch, ways, below)
+                yield plain
+                if stage == 3 and machine.world > 1:
+                    yield from _gathered(plain, profile.root)
+
+
+def _activations(profile: Profile, machine: Machine, limits: Limits) -> Iterator[tuple[tuple[Way, ...], bool]]:
+    """What can become of the units' activations; whether it goes to a lower tier."""
+    units = profile.root
+    if limits.recompute is not True and limits.way in (None, Way.KEEP):
+        yield (Way.KEEP,) * units, False
+    if limits.recompute is not False and limits.way in (None, Way.KEEP) and units:
+        yield (Way.RECOMPUTE,) * units, False
+    if not (machine.host or machine.nvme) or limits.recompute or limits.way is Way.KEEP or not units:
+        return
+    for share in _SHARES if limits.way is None else (0.0,):
+        kept = round(units * share)
+        for way in (Way.OFFLOAD, Way.RECOMPUTE) if limits.way is None else (limits.way,):
+            yield (way,) * (units - kept) + (Way.KEEP,) * kept, True
+
+
+def _gathered(choice: Choice, units: int) -> Iterator[Choice]:
+    """The same with some of the last units full until the update."""
+    for share in (0.25, 0.5, 0.75):
+        yield replace(choice, gathered=round(units * share))

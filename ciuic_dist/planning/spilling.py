@@ -1,0 +1,84 @@
+"""How long a step takes that spills: its transfers played against its computation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.forecast import Forecast
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.policy import rotating
+from ciuic_dist.planning.profile import Pass, Profile, Recipe, UnitProfile, training_step
+from ciuic_dist.planning.simulate import simulate
+from ciuic_dist.planning.trace import Trace
+from ciuic_dist.planning.training import Choice, Training
+from ciuic_dist.planning.two_tier import TwoTier
+
+_PAGES = 128
+"""About so many pages of state are played: more of them take longer and tell little more."""
+
+
+def with_transfers(
+    profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast
+) -> Forecast:
+    """The forecast after its steady state was played with the pager's policy, MIN with look-ahead.
+
+    What computation and collectives take together, ``expected`` knows; activations that pass take their part of the
+    links' rates. Raises BudgetTooSmall where pages find no room.
+    """
+    spilled = expected.spilled
+    if not spilled.total - spilled.activations:
+        return expected
+    trace = _trace(profile, machine, training, choice, expected)
+    outcome = simulate(trace, _two_tier(machine, choice, expected), rotating())
+    passing = choice.accumulation * spilled.activations
+    return replace(
+        expected,
+        seconds=max(expected.seconds, outcome.seconds),
+        up=outcome.up + passing,
+        down=outcome.down + passing,
+    )
+
+
+def _trace(profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast) -> Trace:
+    """A rank's part. What is stretched by waiting for collectives is stretched evenly."""
+    ranks = machine.world if choice.stage else 1
+    holders = machine.world if choice.stage == 3 else 1
+    units = tuple(UnitProfile(unit.name, -(-unit.parameters // ranks)) for unit in profile.units)
+    seconds = [_seconds(p, profile, machine, training, choice) for p in profile.passes]
+    stretch = (expected.unspilled - expected.updating) / max(sum(seconds), 1e-12)
+    passes = tuple(
+        Pass(p.unit, p.backward, flops=time * stretch) for p, time in zip(profile.passes, seconds, strict=True)
+    )
+    fused = not training.clips and choice.accumulation == 1
+    weight = training.weight * ranks // holders
+    total = sum(unit.parameters for unit in units) * training.state
+    page = max(expected.footprint.page, int(total) // _PAGES)
+    recipe = Recipe(page, weight, training.gradient, _whole(training.state), fused=fused)
+    return replace(training_step(Profile(units, passes), recipe), transient=expected.footprint.pinned)
+
+
+def _whole(state: float) -> int:
+    return max(round(state), 1)
+
+
+def _seconds(p: Pass, profile: Profile, machine: Machine, training: Training, choice: Choice) -> float:
+    again = p.backward and p.unit != profile.root and choice.ways[p.unit] is Way.RECOMPUTE
+    forwards = [q for q in profile.passes if again and q.unit == p.unit and not q.backward]
+    return sum(machine.seconds(q, training.precision) for q in (p, *forwards))
+
+
+def _two_tier(machine: Machine, choice: Choice, expected: Forecast) -> TwoTier:
+    """The links as pages see them: slowed by drives where a part of them lies there, and by passing activations."""
+    spilled = expected.spilled
+    drives = max(0, spilled.total - machine.node_host) / spilled.total
+    up, down = _slower(machine.up, machine.read, drives, machine), _slower(machine.down, machine.write, drives, machine)
+    passing = choice.accumulation * spilled.activations
+    share = 1 - min(passing / min(up, down) / expected.seconds, 0.9)
+    return TwoTier(1.0, machine.bandwidth, machine.memory, up * share, down * share, machine.duplex)
+
+
+def _slower(link: float, drive: float, part: float, machine: Machine) -> float:
+    """Bytes a second of one rank."""
+    from_drive = drive / machine.devices / part if part else float("inf")
+    return min(link or float("inf"), from_drive)
