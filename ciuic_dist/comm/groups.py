@@ -144,3 +144,8 @@ def gather_objects(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=control_group())
     return values
+
+
+def meet() -> None:
+    """Wait until every rank is here."""
+    gather_objects(None)

@@ -1,4 +1,4 @@
-"""Attention as GPUs compute it, in one kernel that never writes the scores to memory."""
+"""Attention in one kernel that never writes the scores to memory."""
 
 from __future__ import annotations
 
@@ -10,27 +10,37 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from ciuic_dist.estimate.calls import Call
 from ciuic_dist.estimate.operators import Cost, attention_flops
 
-_BACKWARD = 2.5
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+_PRODUCTS = 2.5
 """Products of the backward to those of the forward: the scores again, and four that give gradients."""
+
+Charge = Callable[[Cost, Call | None], None]
 
 
 class FusedAttention(TorchFunctionMode):
     """Stands in for ``scaled_dot_product_attention``: the sizes are right, and what it costs; values there are none.
 
-    On the CPU torch has no such kernel for heads whose values are narrower than their keys.
+    On meta torch would take it apart. ``everywhere``: as GPUs do; else only where the CPU has such a kernel too: with
+    values as wide as their keys, and without dropout.
     """
 
-    def __init__(self, charge: Callable[[Cost], None]) -> None:
+    def __init__(self, charge: Charge, *, everywhere: bool) -> None:
         super().__init__()
         self._charge = charge
+        self._everywhere = everywhere
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace attention, leave everything else."""
-        if func is not scaled_dot_product_attention:
+        if func is not scaled_dot_product_attention or not self._fuses(*args, **(kwargs or {})):
             return func(*args, **(kwargs or {}))
         return self._attend(*args, **(kwargs or {}))
+
+    def _fuses(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, dropout_p: float = 0.0, **__: Any) -> bool:
+        return self._everywhere or (query.shape[-1] == value.shape[-1] and query.dim() == 4 and not dropout_p)
 
     def _attend(
         self,
@@ -42,27 +52,43 @@ class FusedAttention(TorchFunctionMode):
         is_causal: bool = False,
         **_: Any,
     ) -> Tensor:
-        flops = attention_flops(query, key, value, causal=is_causal)
-        made: Tensor = _Attention.apply(self._charge, flops, query, key, value)  # type: ignore[no-untyped-call]
+        given = (self._charge, not self._everywhere, is_causal, attn_mask, query, key, value)
+        made: Tensor = _Attention.apply(*given)  # type: ignore[no-untyped-call]
         return made
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, charge: Callable[[Cost], None], flops: float, query: Tensor, key: Tensor, value: Tensor
+        ctx: Any,
+        charge: Charge,
+        like_query: bool,
+        causal: bool,
+        mask: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
     ) -> Tensor:
-        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        out = torch.empty_like(query) if like_query else _rows_first(query, value.shape[-1])
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, sums)
-        ctx.charge, ctx.flops = charge, flops
-        charge(Cost(flops, sum(tensor.nbytes for tensor in (query, key, value, out))))
+        ctx.save_for_backward(query, key, value, out, sums, mask)
+        ctx.charge, ctx.causal = charge, causal
+        ctx.flops = attention_flops(query, key, value, causal=causal)
+        cost = Cost(ctx.flops, sum(tensor.nbytes for tensor in (query, key, value, out)))
+        charge(cost, Call.of(_FORWARD, (query, key, value, 0.0, causal), {"attn_mask": mask}))
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, _ = ctx.saved_tensors
+        query, key, value, out, sums, mask = ctx.saved_tensors
         made = [torch.empty_like(tensor) for tensor in (query, key, value)]
         moved = sum(tensor.nbytes for tensor in (query, key, value, out, *gradients, *made))
-        ctx.charge(Cost(_BACKWARD * ctx.flops, moved))
-        return None, None, *made
+        given = (*gradients, query, key, value, out, sums, 0.0, ctx.causal)
+        ctx.charge(Cost(_PRODUCTS * ctx.flops, moved), Call.of(_BACKWARD, given, {"attn_mask": mask}))
+        return None, None, None, None, *made
+
+
+def _rows_first(query: Tensor, width: int) -> Tensor:
+    """As kernels of GPUs lay it out: the heads of a row side by side."""
+    *many, heads, rows, _ = query.shape
+    return query.new_empty((*many, rows, heads, width)).transpose(-3, -2)

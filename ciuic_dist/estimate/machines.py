@@ -21,6 +21,7 @@ _RATES: Final = {
     "TB/s": 1e12,
     "GB/s": 1e9,
     "MB/s": 1e6,
+    "/s": 1.0,
 }
 _TIMES: Final = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(\S+)")

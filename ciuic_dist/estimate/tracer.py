@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,28 +14,38 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ciuic_dist.estimate.attention import FusedAttention
+from ciuic_dist.estimate.calls import Call
 from ciuic_dist.estimate.operators import Cost, cost_of
 from ciuic_dist.estimate.twins import Twins
 from ciuic_dist.memory.live import LiveBytes
 from ciuic_dist.planning.profile import Pass, Profile, UnitProfile
 
+Calls = Counter[Call]
+"""How often each operator is called."""
+
 
 def profile(
     model: nn.Module, units: Mapping[str, nn.Module], loss: Callable[[], Tensor], *, fused_attention: bool = False
 ) -> Profile:
+    """What `trace` finds, without the calls."""
+    return trace(model, units, loss, fused_attention=fused_attention)[0]
+
+
+def trace(
+    model: nn.Module, units: Mapping[str, nn.Module], loss: Callable[[], Tensor], *, fused_attention: bool = False
+) -> tuple[Profile, tuple[Calls, ...]]:
     """Run ``loss()`` and its backward and attribute what they cost to ``units``, by name, and the root.
 
-    Build the model and its inputs under `torch._subclasses.FakeTensorMode`, and call this under it, and nothing is
-    allocated or computed. Units that are alike and get alike inputs are run once. Parameters that belong to no unit
-    or to several are the root's, which comes last. The gradients of the parameters are not kept.
+    With a model on meta, called under `phantom`, nothing is allocated or computed. Units that are alike and get alike
+    inputs are run once. Parameters that belong to no unit or to several are the root's, which comes last. The
+    gradients of the parameters are not kept. The second value has the operators that each pass of the first calls.
 
-    ``fused_attention``: attention takes one kernel whatever its shapes, as on GPUs; else what this machine has.
+    ``fused_attention``: attention takes one kernel whatever its shapes, as on GPUs; else where CPUs have one.
     """
     meter = _Meter(model, units)
     with ExitStack() as stack:
         stack.callback(meter.remove)
-        if fused_attention:
-            stack.enter_context(FusedAttention(meter.charge))
+        stack.enter_context(FusedAttention(meter.charge, everywhere=fused_attention))
         stack.enter_context(meter.live)
         stack.enter_context(meter)
         stack.enter_context(saved_tensors_hooks(meter.pack, lambda saved: saved))
@@ -43,7 +54,8 @@ def profile(
         meter.enter(meter.root, backward=True)
         value.backward()
         meter.end()
-    return Profile(meter.units, tuple(meter.kept()))
+    passes, calls = zip(*meter.kept(), strict=True)
+    return Profile(meter.units, passes), calls
 
 
 @dataclass(slots=True)
@@ -61,6 +73,7 @@ class _Pass:
     net: int = 0
     weights: bool = False
     """Whether an operation took a parameter of the unit as it is."""
+    calls: Calls = field(default_factory=Counter)
 
 
 class _Meter(TorchDispatchMode):
@@ -69,7 +82,7 @@ class _Meter(TorchDispatchMode):
     def __init__(self, model: nn.Module, units: Mapping[str, nn.Module]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotations there
         self.root = len(units)
-        self.live = LiveBytes()
+        self.live = LiveBytes(phantom=True)
         owner: dict[nn.Parameter, int] = {}
         for index, module in enumerate(units.values()):
             for parameter in module.parameters():
@@ -105,25 +118,16 @@ class _Meter(TorchDispatchMode):
         self.live.peak = now
         return now
 
-    def kept(self) -> Iterator[Pass]:
+    def kept(self) -> Iterator[tuple[Pass, Calls]]:
         """Passes that compute with parameters; between two units the root often does nothing."""
         turn = next(index for index, p in enumerate(self._passes) if p.backward)
         ends = {0, turn - 1, turn, len(self._passes) - 1}
         carried = 0
         for index, p in enumerate(self._like_their_twins()):
             if p.unit != self.root or p.flops or p.weights or index in ends:
-                yield Pass(
-                    p.unit,
-                    p.backward,
-                    p.flops,
-                    p.saved,
-                    p.inputs,
-                    streamed=p.streamed,
-                    touched=p.touched,
-                    ops=p.ops,
-                    above=p.above + carried,
-                    net=p.net + carried,
-                )
+                costs = {name: getattr(p, name) for name in ("saved", "inputs", "streamed", "touched", "ops")}
+                made = Pass(p.unit, p.backward, p.flops, **costs, above=p.above + carried, net=p.net + carried)
+                yield made, p.calls
                 carried = 0
             else:
                 carried += p.net
@@ -153,9 +157,11 @@ class _Meter(TorchDispatchMode):
             self._passes[-1].saved += tensor.untyped_storage().nbytes()
         return tensor
 
-    def charge(self, cost: Cost) -> None:
+    def charge(self, cost: Cost, call: Call | None) -> None:
         """To the current pass."""
         current = self._passes[-1]
+        if call is not None:
+            current.calls[call] += 1
         current.flops += cost.flops
         current.ops += 1
         if cost.flops:
@@ -168,7 +174,7 @@ class _Meter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         cost = cost_of(func, args, kwargs or {}, out)
         if cost is not None:
-            self.charge(cost)
+            self.charge(cost, Call.of(func, args, kwargs or {}))
         unit = self._passes[-1].unit
         self._passes[-1].weights |= any(self._owner.get(id(argument)) == unit for argument in args)
         return out
@@ -188,6 +194,7 @@ class _Meter(TorchDispatchMode):
             handed_on = {id(tensor) for tensor in self._inputs}
             for tensor in (tensor for tensor in _tensors(out) if id(tensor) not in handed_on):
                 tensor.register_hook(lambda _: self.enter(index, backward=True))
+            self._inputs = []  # they may be freed now
 
         yield module.register_forward_pre_hook(before, with_kwargs=True)
         yield module.register_forward_hook(after)

@@ -10,26 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ciuic_dist.estimate.forms import Form
+
 _POSITION = ("idx", "index", "_id")
 """How attributes end that say which of the blocks it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """All of a tensor but its values."""
-
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    requires_grad: bool
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Form:
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
-
-    def make(self) -> Tensor:
-        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +22,7 @@ class _Leaf:
 
     given: int | None = None
     value: Any = None
-    form: _Form | None = None
+    form: Form | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +30,8 @@ class _Run:
     unit: int
     leaves: tuple[_Leaf, ...]
     tree: pytree.TreeSpec
+    keeps: tuple[bool, ...]
+    """Which inputs it keeps for its backward."""
 
 
 class Twins:
@@ -93,7 +79,8 @@ class Twins:
             out = forward(*args, **kwargs)
             made, shape = pytree.tree_flatten(out)
             if all(_described(leaf) is not None for leaf in made):
-                self._runs[key] = _Run(unit, tuple(_leaf(leaf, given) for leaf in made), shape)
+                keeps = tuple(isinstance(leaf, Tensor) and self._is_saved(leaf) for leaf in given)
+                self._runs[key] = _Run(unit, tuple(_leaf(leaf, given) for leaf in made), shape, keeps)
             return out
 
         return run
@@ -103,13 +90,14 @@ def _leaf(made: Any, given: Sequence[Any]) -> _Leaf:
     if not isinstance(made, Tensor):
         return _Leaf(value=made)
     same = next((at for at, tensor in enumerate(given) if tensor is made), None)
-    return _Leaf(form=_Form.of(made)) if same is None else _Leaf(given=same)
+    return _Leaf(form=Form.of(made)) if same is None else _Leaf(given=same)
 
 
 def _imitate(run: _Run, given: Sequence[Any]) -> Any:
     inputs = [leaf for leaf in given if isinstance(leaf, Tensor) and leaf.requires_grad]
     forms = [leaf.form for leaf in run.leaves if leaf.form is not None and leaf.form.requires_grad]
-    learned = iter(_Imitation.apply(forms, *inputs) if forms else ())  # type: ignore[no-untyped-call]
+    kept = [leaf for leaf, keeps in zip(given, run.keeps, strict=True) if keeps]
+    learned = iter(_Imitation.apply(forms, kept, *inputs) if forms else ())  # type: ignore[no-untyped-call]
 
     def leaf_of(leaf: _Leaf) -> Any:
         if leaf.given is not None:
@@ -125,13 +113,15 @@ class _Imitation(torch.autograd.Function):
     """Makes outputs in the forward and gradients in the backward, of the right forms."""
 
     @staticmethod
-    def forward(ctx: Any, forms: Sequence[_Form], *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.inputs = [_Form.of(tensor) for tensor in inputs]
+    def forward(ctx: Any, forms: Sequence[Form], kept: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.inputs = [Form.of(tensor) for tensor in inputs]
+        ctx.kept = kept
         return tuple(form.make() for form in forms)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(form.make() for form in ctx.inputs)
+        ctx.kept = None
+        return None, None, *(form.make() for form in ctx.inputs)
 
 
 def _structure(module: nn.Module) -> Hashable | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from ciuic_dist.estimate.tracer import profile
+from ciuic_dist.estimate.calls import Clock
+from ciuic_dist.estimate.phantom import phantom
+from ciuic_dist.estimate.tracer import Calls, trace
 from ciuic_dist.planning.profile import Profile, extrapolate
 from ciuic_dist.sharding.shard import PRECISIONS, exact_parameters
 from ciuic_dist.sharding.units import UnitRule, find_units
@@ -32,28 +34,46 @@ def profiles(
     precision: str | None = None,
     units: UnitRule = None,
     fused_attention: bool = False,
+    most: int = 2,
+    clock: Clock | None = None,
 ) -> Callable[[int], Profile]:
-    """The profile of so many sequences, or images, of which ``batch`` has one. Nothing is allocated or computed.
+    """The profile of so many samples, of which ``batch`` has one. Nothing of the model is allocated or computed.
 
-    ``model`` may be on meta. Its loss is its output's ``loss``, else its output's mean.
+    ``model`` may be on meta. Its loss is its output's ``loss``, else its output's mean. ``most``: samples that it will
+    get at a time at most; from these and half of these all others are extrapolated.
+    ``clock``: times every operator that the model calls on this machine; without one, passes have no ``seconds``.
     """
-    one, two = (_traced(model, batch, count, precision, units, fused_attention) for count in (1, 2))
-    return cache(lambda count: extrapolate(one, two, count))
+    counts = (max(most // 2, 1), max(most, 2))
+    few, many = (_traced(model, batch, count, precision, units, fused_attention, clock) for count in counts)
+    return cache(lambda count: extrapolate(few, many, counts, count))
 
 
 def _traced(
-    model: nn.Module, batch: Batch, count: int, precision: str | None, units: UnitRule, fused_attention: bool
+    model: nn.Module,
+    batch: Batch,
+    count: int,
+    precision: str | None,
+    units: UnitRule,
+    fused_attention: bool,
+    clock: Clock | None,
 ) -> Profile:
     dtype = PRECISIONS[precision]
     exact = exact_parameters(model)
     specs = {spec.name: spec.module for spec in find_units(model, units) if spec.name}
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with phantom():
         step = _Step(model, specs, fused_attention)
-        held = {f"model.{name}": _fake(p, None if p in exact else dtype) for name, p in model.named_parameters()}
-        held |= {f"model.{name}": _fake(buffer, None) for name, buffer in model.named_buffers()}
+        held = {f"model.{name}": _absent(p, None if p in exact else dtype) for name, p in model.named_parameters()}
+        held |= {f"model.{name}": _absent(buffer, None) for name, buffer in model.named_buffers()}
         inputs = {name: _repeated(value, count) for name, value in batch.items()}
-        made: Profile = functional_call(step, held, kwargs=inputs)
-    return made
+        profile, calls = functional_call(step, held, kwargs=inputs)
+    return profile if clock is None else _timed(profile, calls, clock)
+
+
+def _timed(profile: Profile, calls: Sequence[Calls], clock: Clock) -> Profile:
+    clock.measure(call for each in calls for call in each)
+    seconds = map(clock.seconds, calls)
+    passes = (replace(p, seconds=taken) for p, taken in zip(profile.passes, seconds, strict=True))
+    return Profile(profile.units, tuple(passes))
 
 
 class _Step(nn.Module):
@@ -65,17 +85,17 @@ class _Step(nn.Module):
         self._units = units
         self._fused_attention = fused_attention
 
-    def forward(self, **inputs: Any) -> Profile:
+    def forward(self, **inputs: Any) -> tuple[Profile, tuple[Calls, ...]]:
         def loss() -> Tensor:
             out = self.model(**inputs)
             value: Tensor = out.loss if hasattr(out, "loss") else out.float().mean()
             return value
 
-        return profile(self.model, self._units, loss, fused_attention=self._fused_attention)
+        return trace(self.model, self._units, loss, fused_attention=self._fused_attention)
 
 
-def _fake(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=_cast(tensor, dtype), device="cpu")
+def _absent(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=_cast(tensor, dtype), device="meta")
     return made.requires_grad_(tensor.requires_grad)
 
 
@@ -84,5 +104,6 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def _repeated(value: Tensor, count: int) -> Tensor:
-    """An input without values for ``count`` samples instead of one."""
-    return torch.empty((count * value.shape[0], *value.shape[1:]), dtype=value.dtype)
+    """An input for ``count`` samples instead of one."""
+    made = torch.empty((count * value.shape[0], *value.shape[1:]), dtype=value.dtype)
+    return made if value.is_floating_point() else made.zero_()

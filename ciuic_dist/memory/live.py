@@ -22,8 +22,10 @@ class LiveBytes(TorchDispatchMode):
     are freed after the mode has ended are still subtracted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, phantom: bool = False) -> None:
+        """``phantom``: tensors on meta count as if they had memory."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self._phantom = phantom
         self.peak = 0
         """The most bytes alive after any operator, its arguments and results among them."""
         self._now = 0
@@ -55,10 +57,10 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **kwargs)
         self._settle()
         known = set()
-        for given in _storages([*args, *kwargs.values()]):
+        for given in self._storages([*args, *kwargs.values()]):
             known.add(given._cdata)
             self._look_at(given)
-        for storage in _storages([result]):
+        for storage in self._storages([result]):
             made = storage._cdata not in known or func is _MAKES_FROM_PYTHON
             if made and storage._cdata not in self._sizes:
                 self._count(storage)
@@ -84,14 +86,13 @@ class LiveBytes(TorchDispatchMode):
             self._now -= self._sizes.pop(key)
             del self._alive[key]
 
-
-def _storages(values: Iterable[Any]) -> Iterator[UntypedStorage]:
-    """The storages of the tensors among ``values`` and in their lists; sparse, opaque and meta tensors have none."""
-    for value in values:
-        if isinstance(value, Tensor):
-            if torch._C._has_storage(value) and not value.is_meta:
-                yield value.untyped_storage()
-        elif isinstance(value, UntypedStorage):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _storages(value)
+    def _storages(self, values: Iterable[Any]) -> Iterator[UntypedStorage]:
+        """Those of the tensors among ``values`` and in their lists; sparse and opaque tensors have none."""
+        for value in values:
+            if isinstance(value, Tensor):
+                if torch._C._has_storage(value) and (self._phantom or not value.is_meta):
+                    yield value.untyped_storage()
+            elif isinstance(value, UntypedStorage):
+                yield value
+            elif isinstance(value, list | tuple):
+                yield from self._storages(value)

@@ -58,31 +58,46 @@ class Footprint:
         return self.pinned + min(self.passing, self.spillable)
 
 
-def footprint(profile: Profile, training: Training, choice: Choice, machine: Machine) -> Footprint:
-    """What ``choice`` takes of each device; ``profile`` is of one micro-batch."""
-    world = machine.world
-    page = page_bytes(machine.memory, LARGEST_ON_HOSTS if machine.shared else LARGEST_ON_ACCELERATORS)
+def footprint(profile: Profile, training: Training, choice: Choice, machine: Machine, *, spills: bool) -> Footprint:
+    """What ``choice`` takes of each device, under a budget or not; ``profile`` is of one micro-batch."""
     sizes = [unit.parameters for unit in profile.units]
     root, largest, total = sizes[-1], max(sizes[:-1], default=0), sum(sizes)
-    ranks = world if choice.stage else 1
-    full = 0
-    parameters = (total - root) * training.weight
-    if choice.stage == 3 and world > 1:
-        full = min(_IN_FLIGHT * largest, total - root) + sum(_staying(sizes, choice))
-        parameters //= world
-    waits = choice.stage < 2 and world > 1 and choice.accumulation > 1
-    landing = total if waits else min(_IN_FLIGHT * largest, total - root) + root
-    kept = training.clips or choice.accumulation > 1
-    holders = world if choice.stage == 3 else 1
+    ranks = machine.world if choice.stage else 1
+    holders = _holders(choice, machine)
+    full = _full(sizes, choice, machine)
+    landing = _landing(root, largest, total, choice, machine, spills=spills)
+    consumed = spills and not training.clips and choice.accumulation == 1
+    page = page_bytes(machine.memory, LARGEST_ON_HOSTS if machine.shared else LARGEST_ON_ACCELERATORS)
     return Footprint(
         transient=transient(profile, choice),
-        fixed=int((root + full + landing) * training.weight),
-        parameters=parameters,
-        gradients=total * training.gradient * kept // ranks,
+        fixed=(root // (ranks if machine.shared else 1) + full + landing) * training.weight,
+        parameters=(total - root) * training.weight // holders,
+        gradients=0 if consumed else total * training.gradient // ranks,
         state=int(total * training.state / ranks),
         passing=UNITS_IN_FLIGHT * largest * training.weight // holders + (STATE_SLOTS + GRADIENT_SLOTS) * page,
         page=page,
     )
+
+
+def _holders(choice: Choice, machine: Machine) -> int:
+    """Ranks that have a part of each parameter; those of one host share what they have in full."""
+    least = 1 if machine.shared else 3
+    return machine.world if choice.stage >= least else 1
+
+
+def _full(sizes: list[int], choice: Choice, machine: Machine) -> int:
+    """Parameters that a rank has in full beside its part of them."""
+    if machine.shared or _holders(choice, machine) == 1:
+        return 0
+    return min(_IN_FLIGHT * max(sizes[:-1], default=0), sum(sizes[:-1])) + sum(_staying(sizes, choice))
+
+
+def _landing(root: int, largest: int, total: int, choice: Choice, machine: Machine, *, spills: bool) -> int:
+    """Gradients on their way to being reduced, the root's among them, which come over the whole backward."""
+    if machine.world == 1:
+        return root
+    takes_turns = choice.stage >= 2 or (spills if machine.shared else choice.accumulation == 1)
+    return min(_IN_FLIGHT * largest + root, total) if takes_turns else total
 
 
 def _staying(sizes: list[int], choice: Choice) -> list[int]:

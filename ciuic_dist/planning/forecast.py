@@ -81,7 +81,9 @@ def forecast(profile: Profile, machine: Machine, training: Training, choice: Cho
     What is spilled first is what is touched least: state once a step, then gradients, then parameters. Transfers
     hide behind everything else as far as the links' rates allow.
     """
-    needs = footprint(profile, training, choice, machine)
+    needs = footprint(profile, training, choice, machine, spills=choice.below)
+    if needs.total > machine.memory:
+        needs = footprint(profile, training, choice, machine, spills=True)
     spilled = _spilled(needs, machine, profile, choice)
     played = lanes(profile, machine, training, choice)
     up, down = _moved(spilled, choice)

@@ -73,8 +73,8 @@ def lanes(profile: Profile, machine: Machine, training: Training, choice: Choice
 def update_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> float:
     """The optimizer reads and writes its state and the weights, and reads the gradients."""
     touched = 2 * training.state + 2 * training.weight + training.gradient
-    ranks = machine.world if choice.stage else 1
-    return profile.parameters / ranks * touched / machine.bandwidth
+    own = profile.parameters / (machine.world if choice.stage else 1)
+    return own / machine.update if machine.update else own * touched / machine.bandwidth
 
 
 def _works(

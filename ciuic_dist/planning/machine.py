@@ -25,6 +25,8 @@ class Machine:
     """Of a device's memory."""
     launch: float
     """That an operator takes at the least."""
+    update: float = 0.0
+    """Parameters a second that AdamW updates; 0: as many as memory allows."""
     peers: float = 0.0
     """That a device gets from the others of its node in a collective."""
     network: float = 0.0
@@ -66,6 +68,8 @@ class Machine:
 
         S. Williams, A. Waterman, D. Patterson, "Roofline", 2009.
         """
+        if p.seconds:
+            return p.seconds
         products = max(p.flops / (self.bf16 if precision == "bf16" else self.fp32), p.streamed / self.bandwidth)
         return max(products + p.touched / self.bandwidth, p.ops * self.launch)
 

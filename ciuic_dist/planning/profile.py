@@ -38,6 +38,8 @@ class Pass:
     """Bytes alive at the most beyond those alive when it began."""
     net: int = 0
     """Bytes alive when it ended beyond those alive when it began; a backward leaves fewer."""
+    seconds: float = 0.0
+    """As measured; 0: not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,22 +166,24 @@ class _Builder:
         return kept + again + (largest * self.recipe.gradient if self.recipe.fused else 0)
 
 
-_GROWS = ("flops", "saved", "inputs", "streamed", "touched", "above", "net")
+_BYTES = ("saved", "inputs", "above", "net")
+_GROWS = ("flops", "streamed", "touched", "seconds", *_BYTES)
 
 
-def extrapolate(one: Profile, two: Profile, batch: int) -> Profile:
-    """The profile of ``batch`` sequences, from those of ``one`` and of ``two``.
+def extrapolate(few: Profile, many: Profile, counts: tuple[int, int], batch: int) -> Profile:
+    """The profile of ``batch`` sequences, from those of so ``few`` and so ``many`` as ``counts`` says.
 
     What a pass costs has a part that is the same for every batch (reading weights) and a part for each sequence.
     Raises ValueError where the two are not passes of the same model.
     """
-    if [(p.unit, p.backward) for p in one.passes] != [(p.unit, p.backward) for p in two.passes]:
-        raise ValueError("the model computes in another order for two sequences than for one")
-    passes = (_extrapolated(a, b, batch) for a, b in zip(one.passes, two.passes, strict=True))
-    return Profile(one.units, tuple(passes))
+    if [(p.unit, p.backward) for p in few.passes] != [(p.unit, p.backward) for p in many.passes]:
+        raise ValueError("the model computes in another order for more sequences")
+    part = (batch - counts[0]) / (counts[1] - counts[0])
+    passes = (_between(a, b, part) for a, b in zip(few.passes, many.passes, strict=True))
+    return Profile(few.units, tuple(passes))
 
 
-def _extrapolated(one: Pass, two: Pass, batch: int) -> Pass:
-    first, second = (asdict(p) for p in (one, two))
-    grown = {name: first[name] + (batch - 1) * (second[name] - first[name]) for name in _GROWS}
-    return Pass(**first | grown)
+def _between(few: Pass, many: Pass, part: float) -> Pass:
+    first, second = (asdict(p) for p in (few, many))
+    grown = {name: first[name] + part * (second[name] - first[name]) for name in _GROWS}
+    return Pass(**first | grown | {name: round(grown[name]) for name in _BYTES})

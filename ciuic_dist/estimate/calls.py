@@ -1,0 +1,106 @@
+"""Calls of operators, known by the forms of their arguments, and how long they take here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ciuic_dist.estimate.forms import Form
+
+_RUNS: Final = (3, 9)
+"""At the least and at the most."""
+_ENOUGH: Final = 0.03
+"""Seconds after which the least will do."""
+_CPU: Final = torch.device("cpu")
+_PLAIN: Final = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator and what it is given; calls that are equal take equally long."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
+        """None where an argument is nothing that can be made again."""
+        try:
+            given = tuple(_described(value) for value in args)
+            named = tuple(sorted((name, _described(value)) for name, value in kwargs.items()))
+        except TypeError:
+            return None
+        return cls(func, given, named)
+
+    def __str__(self) -> str:
+        """The same text for the same call, in another process too."""
+        return f"{self.func}{self.args}{self.kwargs}"
+
+
+def _described(value: Any) -> Any:
+    """Raises TypeError."""
+    if isinstance(value, Tensor):
+        return replace(Form.of(value), device=_CPU, requires_grad=False)
+    if isinstance(value, list | tuple):
+        return tuple(_described(entry) for entry in value)
+    if isinstance(value, _PLAIN):
+        return value
+    raise TypeError(type(value).__name__)
+
+
+class Clock:
+    """Seconds of calls, each measured once; ``known`` has those of before, by the call's text."""
+
+    def __init__(self, known: Mapping[str, float] | None = None) -> None:
+        self.known = dict(known or {})
+
+    def measure(self, calls: Iterable[Call]) -> None:
+        """Time all that aren't known. Ranks that do so together find the machine as busy as in training."""
+        for call in calls:
+            if str(call) not in self.known:
+                self.known[str(call)] = _timed(call)
+
+    def seconds(self, calls: Mapping[Call, int]) -> float:
+        """Of so many of each."""
+        return sum(count * self.known[str(call)] for call, count in calls.items())
+
+
+@torch.no_grad()
+def _timed(call: Call) -> float:
+    args = [_made(value, call) for value in call.args]
+    kwargs = {name: _made(value, call) for name, value in call.kwargs}
+    call.func(*args, **kwargs)
+    return _repeated(lambda: call.func(*args, **kwargs))
+
+
+def _repeated(work: Callable[[], object]) -> float:
+    least, most = _RUNS
+    times: list[float] = []
+    while len(times) < least or (sum(times) < _ENOUGH and len(times) < most):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return median(times)
+
+
+def _made(value: Any, call: Call) -> Any:
+    """The argument with values of no consequence."""
+    if isinstance(value, tuple):
+        return [_made(entry, call) for entry in value]
+    if not isinstance(value, Form):
+        return value
+    tensor = value.make()
+    if value.dtype.is_floating_point:  # all of its storage: expanded tensors can't be written to
+        torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,)).uniform_(-1, 1)
+        return tensor
+    if call.func._overloadpacket is torch.ops.aten._grouped_mm:  # where each group's rows end
+        rows = call.args[0].size[0]
+        return torch.linspace(rows / len(tensor), rows, len(tensor)).to(value.dtype)
+    return tensor.zero_()

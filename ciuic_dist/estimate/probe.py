@@ -1,0 +1,131 @@
+"""Measures this machine as training finds it: with all ranks at work at the same time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ciuic_dist.comm import groups
+from ciuic_dist.comm.room import available
+from ciuic_dist.estimate.drive import measure_drive
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.pages import LARGEST_ON_HOSTS
+
+_SIDE: Final = 1024
+"""Of the square matrices that are multiplied on CPUs; 8 times as long on GPUs."""
+_COPIED: Final = 64 << 20
+"""Bytes of a copy."""
+_UPDATED: Final = 4 << 20
+"""Parameters of an update."""
+_WRITTEN: Final = 128 << 20
+"""Bytes that each rank writes and reads to measure the drive."""
+_RUNS: Final = 5
+
+
+def probe(folder: Path | None = None, nvme: int = 0) -> Machine:
+    """The machine that the ranks of ``init`` run on. Collective; every rank gets the same.
+
+    ``folder``, ``nvme``: where pages may be spilled to, and how many bytes of all ranks of a host.
+    """
+    where = groups.device()
+    hosts = groups.gather_objects(groups.host_identity())
+    nodes = len(set(hosts))
+    drive = None if folder is None else measure_drive(folder, LARGEST_ON_HOSTS, _WRITTEN)
+    mine = {
+        "bf16": _matrix_rate(torch.bfloat16, where),
+        "fp32": _matrix_rate(torch.float32, where),
+        "bandwidth": _copy_rate(where, where) * 2,  # read and written
+        "launch": _seconds(_small(where), where),
+        "update": _update_rate(where),
+        "peers": _gather_rate(where),
+        "up": 0.0 if where.type == "cpu" else _copy_rate(torch.device("cpu"), where),
+        "down": 0.0 if where.type == "cpu" else _copy_rate(where, torch.device("cpu")),
+        "read": 0.0 if drive is None else drive.read,
+        "write": 0.0 if drive is None else drive.write,
+    }
+    everyone = groups.gather_objects(mine)
+    rates: dict[str, Any] = {name: mean(each[name] for each in everyone) for name in mine}
+    devices = -(-len(hosts) // nodes)
+    on_host = where.type == "cpu"
+    room = min(groups.gather_objects(available()))
+    rates |= {name: rates[name] * devices for name in ("read", "write")}
+    rates["network"] = rates["peers"] * devices if nodes > 1 else 0.0
+    return Machine(
+        name="this machine",
+        nodes=nodes,
+        devices=devices,
+        memory=room // devices if on_host else min(groups.gather_objects(_free(where))),
+        host=0 if on_host else room,
+        nvme=nvme,
+        shared=on_host and nodes == 1,
+        **rates,
+    )
+
+
+def _matrix_rate(dtype: torch.dtype, where: torch.device) -> float:
+    """FLOP/s."""
+    side = _SIDE if where.type == "cpu" else 8 * _SIDE
+    left, right = (torch.rand(side, side, device=where).to(dtype) for _ in range(2))
+    return 2.0 * side**3 / _seconds(lambda: left @ right, where)
+
+
+def _copy_rate(source: torch.device, target: torch.device) -> float:
+    """Bytes a second that arrive."""
+    made = [torch.ones(_COPIED, dtype=torch.uint8, device=device) for device in (source, target)]
+    across = source.type != target.type
+    first, second = (part.pin_memory() if across and part.device.type == "cpu" else part for part in made)
+    return _COPIED / _seconds(lambda: second.copy_(first, non_blocking=True), target if across else source)
+
+
+def _small(where: torch.device) -> Callable[[], Tensor]:
+    one = torch.ones(16, device=where)
+    return lambda: one + one
+
+
+def _update_rate(where: torch.device) -> float:
+    """Parameters a second of AdamW, fused."""
+    parameter = torch.zeros(_UPDATED, device=where, requires_grad=True)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    return _UPDATED / _seconds(optimizer.step, where)
+
+
+def _gather_rate(where: torch.device) -> float:
+    """Bytes a second that a rank gets from others."""
+    world = groups.world_size()
+    if world == 1:
+        return 0.0
+    part = torch.ones(_COPIED // world, dtype=torch.uint8, device=where)
+    whole = torch.empty(len(part) * world, dtype=torch.uint8, device=where)
+    return len(part) * (world - 1) / _seconds(lambda: dist.all_gather_into_tensor(whole, part), where)
+
+
+def _seconds(work: Callable[[], object], where: torch.device) -> float:
+    """The median of some runs that all ranks begin together, after one that doesn't count."""
+    times = []
+    for _ in range(_RUNS + 1):
+        groups.meet()
+        _settle(where)
+        began = time.perf_counter()
+        work()
+        _settle(where)
+        times.append(time.perf_counter() - began)
+    return median(times[1:])
+
+
+def _settle(where: torch.device) -> None:
+    if where.type != "cpu":
+        torch.accelerator.synchronize(where)
+
+
+def _free(where: torch.device) -> int:
+    """Bytes of a device that a process may have."""
+    free, _ = torch.accelerator.get_memory_info(where)
+    return int(free)
