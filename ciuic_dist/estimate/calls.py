@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import mean, median
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from ciuic_dist.comm import groups
 from ciuic_dist.estimate.forms import Form
 
 _RUNS: Final = (3, 9)
@@ -62,10 +63,14 @@ class Clock:
         self.known = dict(known or {})
 
     def measure(self, calls: Iterable[Call]) -> None:
-        """Time all that aren't known. Ranks that do so together find the machine as busy as in training."""
-        for call in calls:
-            if str(call) not in self.known:
-                self.known[str(call)] = _timed(call)
+        """Time all that aren't known, on every rank at once: so the machine is as busy as in training.
+
+        Collective; the ranks' mean counts.
+        """
+        groups.meet()
+        taken = {str(call): _timed(call) for call in dict.fromkeys(calls) if str(call) not in self.known}
+        everyone = groups.gather_objects(taken)
+        self.known |= {text: mean(each.get(text, own) for each in everyone) for text, own in taken.items()}
 
     def seconds(self, calls: Mapping[Call, int]) -> float:
         """Of so many of each."""

@@ -65,6 +65,7 @@ class _Pass:
     start: int = 0
     saved: int = 0
     inputs: int = 0
+    remade: int = 0
     flops: float = 0.0
     streamed: float = 0.0
     touched: float = 0.0
@@ -125,7 +126,7 @@ class _Meter(TorchDispatchMode):
         carried = 0
         for index, p in enumerate(self._like_their_twins()):
             if p.unit != self.root or p.flops or p.weights or index in ends:
-                costs = {name: getattr(p, name) for name in ("saved", "inputs", "streamed", "touched", "ops")}
+                costs = {name: getattr(p, name) for name in ("saved", "inputs", "remade", "streamed", "touched", "ops")}
                 made = Pass(p.unit, p.backward, p.flops, **costs, above=p.above + carried, net=p.net + carried)
                 yield made, p.calls
                 carried = 0
@@ -154,7 +155,9 @@ class _Meter(TorchDispatchMode):
         """What autograd saves is charged once, parameters not at all."""
         if _storage(tensor) not in self._stored:
             self._stored.add(_storage(tensor))
-            self._passes[-1].saved += tensor.untyped_storage().nbytes()
+            nbytes = tensor.untyped_storage().nbytes()
+            self._passes[-1].saved += nbytes
+            self._passes[-1].remade += 0 if _storage(tensor) in self._entered else nbytes
         return tensor
 
     def charge(self, cost: Cost, call: Call | None) -> None:

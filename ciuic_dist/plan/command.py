@@ -20,6 +20,7 @@ from ciuic_dist.planning.profile import Profile
 from ciuic_dist.planning.search import Limits
 from ciuic_dist.planning.training import Training
 
+PROBE: Final = "probe"
 _SEQUENCES = 8
 """Of each device, where nothing is said."""
 _LENGTH = 4096
@@ -30,7 +31,8 @@ _LENGTH = 4096
 class Command:
     """The settings, and which of them were given."""
 
-    machine: Machine
+    machine: Machine | None
+    """None: this one."""
     config: Config
     given: frozenset[str]
     json: bool
@@ -55,8 +57,10 @@ def parse(arguments: Sequence[str]) -> Command:
         elif argument != "--json":
             rest.append(argument)
     if name is None:
-        raise ConfigError(f"no machine: add machine=<name>; there are {', '.join(machines.names())}, or a YAML file")
-    machine = machines.load(name)
+        raise ConfigError(
+            f"no machine: add machine=<name>; there are {', '.join(machines.names())}, {PROBE} for this one"
+        )
+    machine = None if name == PROBE else machines.load(name)
     given = frozenset(argument.lstrip("+").partition("=")[0] for argument in rest)
     return Command(machine, compose(rest), given, "--json" in arguments, picture)
 

@@ -119,9 +119,14 @@ def levels(profile: Profile, choice: Choice) -> Iterator[tuple[int, int]]:
     held = {p.unit: p for p in profile.passes if not p.backward}
     for p in profile.passes:
         gone = _leaves(p.unit, profile, choice)
-        brought = max(held[p.unit].net, 0) if gone and p.backward and p.unit in held else 0
-        yield alive, alive + brought + p.above
+        again = held.get(p.unit) if gone and p.backward else None
+        yield alive, alive + (p.above if again is None else max(_remaking(again), again.remade + p.above))
         alive += _left(p, held, choice) if gone else p.net
+
+
+def _remaking(forward: Pass) -> int:
+    """At the peak of a forward that runs again; what it starts from is kept meanwhile, saved or not."""
+    return forward.above + max(0, forward.inputs - (forward.saved - forward.remade))
 
 
 def _leaves(unit: int, profile: Profile, choice: Choice) -> bool:

@@ -28,6 +28,8 @@ class Pass:
     """Bytes that a forward keeps for its backward."""
     inputs: int = 0
     """Bytes of the activations that a forward starts from: all that is kept where it is computed again."""
+    remade: int = 0
+    """Bytes of ``saved`` that a forward which is computed again makes: all but its inputs."""
     streamed: float = 0.0
     """Bytes that operations with FLOPs read and write."""
     touched: float = 0.0
@@ -166,7 +168,7 @@ class _Builder:
         return kept + again + (largest * self.recipe.gradient if self.recipe.fused else 0)
 
 
-_BYTES = ("saved", "inputs", "above", "net")
+_BYTES = ("saved", "inputs", "remade", "above", "net")
 _GROWS = ("flops", "streamed", "touched", "seconds", *_BYTES)
 
 
