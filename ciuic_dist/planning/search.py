@@ -57,7 +57,7 @@ def search(profile_of: ProfileOf, machine: Machine, training: Training, limits: 
             failures.append(failure)
     played = list(_quickest(fitting, profile_of, machine, training))
     if not played:
-        nearest = min(failures, key=lambda failure: failure.device)
+        nearest = min(failures, key=lambda failure: math.inf if failure.device is None else failure.device)
         below = [failure.below for failure in failures if failure.below is not None]
         raise DoesNotFit(nearest.device, min(below, default=None), nearest.needs)
     quickest = min(found.seconds for _, found in played)
