@@ -73,12 +73,13 @@ def planned(command: Command) -> Planned:
     """Raises ConfigError where the settings can't be, BudgetError where nothing fits."""
     config = command.config
     training = _training(command)
-    model = build(config.model, vocab_size=None, seed=config.train.seed)
     machine = _machine(command)
+    limits = _limits(command, machine, training)
+    model = build(config.model, vocab_size=None, seed=config.train.seed)
     precision = "bf16" if training.precision == "bf16" else None
     batch = causal_batch(training.length)
     profile_of = profiles(model, batch, precision=precision, fused_attention=not machine.shared)
-    plan = make_plan(config.model_name, profile_of, machine, training, _limits(command))
+    plan = make_plan(config.model_name, profile_of, machine, training, limits)
     return Planned(plan, profile_of(plan.micro_batch))
 
 
@@ -94,12 +95,20 @@ def _training(command: Command) -> Training:
     return Training(sequences, length, precision, command.config.optimizer.state_dtype, clips)
 
 
-def _limits(command: Command) -> Limits:
+def _limits(command: Command, machine: Machine, training: Training) -> Limits:
+    """Raises ConfigError where they leave no choice."""
     config = command.config
-    way = config.memory.activations
+    way, micro_batch, each = config.memory.activations, config.train.micro_batch, training.sequences // machine.world
+    if micro_batch is not None and each % micro_batch:
+        raise ConfigError(f"train.micro_batch={micro_batch} doesn't divide the {each} sequences of each rank")
+    if way in ("offload", "recompute"):
+        if not (machine.host or machine.nvme):
+            raise ConfigError(f"memory.activations={way} needs host memory or NVMe, of which {machine.name} gives none")
+        if command.chosen("train.activation_checkpointing") and config.train.activation_checkpointing:
+            raise ConfigError(f"memory.activations={way} and train.activation_checkpointing=true exclude each other")
     return Limits(
         stage=config.engine.stage if command.chosen("engine.stage") else None,
-        micro_batch=config.train.micro_batch,
+        micro_batch=micro_batch,
         way=None if way == "auto" else Way(way),
         recompute=config.train.activation_checkpointing if command.chosen("train.activation_checkpointing") else None,
     )
