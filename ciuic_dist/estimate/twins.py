@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ def _structure(module: nn.Module) -> Hashable | None:
         (
             name,
             type(inner),
-            tuple(sorted((key, value) for key, value in vars(inner).items() if _tells(key, value))),
+            tuple(sorted(_settings(inner).items())),
             tuple((key, _described(value)) for key, value in inner._parameters.items()),
             tuple((key, _described(value)) for key, value in inner._buffers.items()),
         )
@@ -150,8 +151,16 @@ def _structure(module: nn.Module) -> Hashable | None:
     )
 
 
-def _tells(key: str, value: Any) -> bool:
-    return isinstance(value, bool | int | float | str) and not key.endswith(_POSITION)
+def _settings(module: nn.Module) -> dict[str, Hashable]:
+    told = {key: _told(value) for key, value in vars(module).items() if not key.endswith(_POSITION)}
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _told(value: Any) -> Hashable | None:
+    """What an attribute says of how a module computes; None where that can't be told."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_told, value))
+    return value if isinstance(value, bool | int | float | str | FunctionType | BuiltinFunctionType) else None
 
 
 def _described(value: Any) -> Hashable | None:
