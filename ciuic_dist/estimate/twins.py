@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -45,6 +46,8 @@ class _Leaf:
 @dataclass(frozen=True, slots=True)
 class _Run:
     unit: int
+    saved: tuple[bool, ...]
+    """Which of what it was given is kept for the backward."""
     leaves: tuple[_Leaf, ...]
     tree: pytree.TreeSpec
 
@@ -84,8 +87,7 @@ class Twins:
             runs += 1
             given, tree = pytree.tree_flatten((args, kwargs))
             described = tuple(map(_described, given))
-            saved = tuple(isinstance(leaf, Tensor) and self._is_saved(leaf) for leaf in given)
-            key = (structure, str(tree), described, saved, torch.is_grad_enabled())
+            key = (structure, str(tree), described, self._saved(given), torch.is_grad_enabled())
             if runs > 1 or None in described:  # a unit that runs twice, or is given what may remember
                 return forward(*args, **kwargs)
             if key in self._runs and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in given):
@@ -94,10 +96,13 @@ class Twins:
             out = forward(*args, **kwargs)
             made, shape = pytree.tree_flatten(out)
             if all(_described(leaf) is not None for leaf in made):
-                self._runs[key] = _Run(unit, tuple(_leaf(leaf, given) for leaf in made), shape)
+                self._runs[key] = _Run(unit, self._saved(given), tuple(_leaf(leaf, given) for leaf in made), shape)
             return out
 
         return run
+
+    def _saved(self, given: Sequence[Any]) -> tuple[bool, ...]:
+        return tuple(isinstance(leaf, Tensor) and self._is_saved(leaf) for leaf in given)
 
 
 def _leaf(made: Any, given: Sequence[Any]) -> _Leaf:
@@ -108,9 +113,10 @@ def _leaf(made: Any, given: Sequence[Any]) -> _Leaf:
 
 
 def _imitate(run: _Run, given: Sequence[Any]) -> Any:
-    inputs = [leaf for leaf in given if isinstance(leaf, Tensor) and leaf.requires_grad]
+    learning = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in given]
+    inputs, saved = list(compress(given, learning)), list(compress(run.saved, learning))
     forms = [leaf.form for leaf in run.leaves if leaf.form is not None and leaf.form.requires_grad]
-    learned = iter(_Imitation.apply(forms, *inputs) if forms else ())  # type: ignore[no-untyped-call]
+    learned = iter(_Imitation.apply(forms, saved, *inputs) if forms else ())  # type: ignore[no-untyped-call]
 
     def leaf_of(leaf: _Leaf) -> Any:
         if leaf.given is not None:
@@ -123,16 +129,17 @@ def _imitate(run: _Run, given: Sequence[Any]) -> Any:
 
 
 class _Imitation(torch.autograd.Function):
-    """Makes outputs in the forward and gradients in the backward, of the right forms."""
+    """Makes outputs in the forward and gradients in the backward, of the right forms; keeps what is saved till then."""
 
     @staticmethod
-    def forward(ctx: Any, forms: Sequence[_Form], *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, forms: Sequence[_Form], saved: Sequence[bool], *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*compress(inputs, saved))
         ctx.inputs = [_Form.of(tensor) for tensor in inputs]
         return tuple(form.make() for form in forms)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(form.make() for form in ctx.inputs)
+        return None, None, *(form.make() for form in ctx.inputs)
 
 
 def _structure(module: nn.Module) -> Hashable | None:
