@@ -24,7 +24,7 @@ _RATES: Final = {
     "/s": 1.0,
 }
 _TIMES: Final = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-_RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(\S+)")
+_RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(\S*)")
 
 
 def names() -> list[str]:
@@ -85,12 +85,12 @@ def _value(kind: Any, value: Any, key: str) -> Any:
             return parse_size(value, key)
         except BudgetError as error:
             raise ConfigError(str(error)) from error
-    elif isinstance(value, str):
+    elif kind is float and isinstance(value, str):
         match = _RATE.fullmatch(value.strip())
-        unit = (_RATES | _TIMES).get(match[2]) if match else None
+        unit = (_RATES | _TIMES | {"": 1.0}).get(match[2]) if match else None  # YAML takes 5e9 for text
         if match and unit is not None:
             return float(match[1]) * unit
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     raise ConfigError(f"machine {key}: {value!r} is neither a number nor one with a unit, such as {_example(kind)}")
 

@@ -128,10 +128,14 @@ def _changes(machine: Machine) -> Iterator[tuple[str, Machine]]:
 
 def _refusal(name: str, machine: Machine, failure: DoesNotFit) -> str:
     needs = failure.needs
-    text = (
-        f"{name} doesn't fit {machine.name}: each device needs {_gib(failure.device)} at the least and has "
-        f"{_gib(machine.memory)}; activations take {_gib(needs.transient)} of it, full units and gradients on their "
-        f"way {_gib(needs.fixed)}, what passes through {_gib(needs.passing)}"
+    text = f"{name} doesn't fit {machine.name}: "
+    if failure.device is None:
+        text += f"its activations find no room below the {_gib(machine.memory)} of each device"
+    else:
+        text += f"each device needs {_gib(failure.device)} at the least and has {_gib(machine.memory)}"
+    text += (
+        f"; activations take {_gib(needs.transient)} of it, full units and gradients on their way "
+        f"{_gib(needs.fixed)}, what passes through {_gib(needs.passing)}"
     )
     if failure.below is not None:
         text += f". {_gib(failure.below * machine.devices)} more of each node's host memory or NVMe would do as well"

@@ -143,7 +143,11 @@ class _Meter(TorchDispatchMode):
             kind = (p.unit, p.backward)
             number = met[kind] = met.get(kind, -1) + 1
             like = self._twins.model_of(p.unit)
-            yield p if like is None else replace(models[like, p.backward][number], unit=p.unit)
+            if like is None:
+                yield p
+            else:
+                seen = models[like, p.backward]
+                yield replace(seen[min(number, len(seen) - 1)], unit=p.unit)  # it may run more often
 
     def remove(self) -> None:
         """Take the hooks off the model."""

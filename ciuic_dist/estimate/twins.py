@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -28,10 +30,10 @@ class _Leaf:
 @dataclass(frozen=True, slots=True)
 class _Run:
     unit: int
+    saved: tuple[bool, ...]
+    """Which of what it was given is kept for the backward."""
     leaves: tuple[_Leaf, ...]
     tree: pytree.TreeSpec
-    keeps: tuple[bool, ...]
-    """Which inputs it keeps for its backward."""
 
 
 class Twins:
@@ -69,8 +71,7 @@ class Twins:
             runs += 1
             given, tree = pytree.tree_flatten((args, kwargs))
             described = tuple(map(_described, given))
-            saved = tuple(isinstance(leaf, Tensor) and self._is_saved(leaf) for leaf in given)
-            key = (structure, str(tree), described, saved, torch.is_grad_enabled())
+            key = (structure, str(tree), described, self._saved(given), torch.is_grad_enabled())
             if runs > 1 or None in described:  # a unit that runs twice, or is given what may remember
                 return forward(*args, **kwargs)
             if key in self._runs and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in given):
@@ -79,11 +80,13 @@ class Twins:
             out = forward(*args, **kwargs)
             made, shape = pytree.tree_flatten(out)
             if all(_described(leaf) is not None for leaf in made):
-                keeps = tuple(isinstance(leaf, Tensor) and self._is_saved(leaf) for leaf in given)
-                self._runs[key] = _Run(unit, tuple(_leaf(leaf, given) for leaf in made), shape, keeps)
+                self._runs[key] = _Run(unit, self._saved(given), tuple(_leaf(leaf, given) for leaf in made), shape)
             return out
 
         return run
+
+    def _saved(self, given: Sequence[Any]) -> tuple[bool, ...]:
+        return tuple(isinstance(leaf, Tensor) and self._is_saved(leaf) for leaf in given)
 
 
 def _leaf(made: Any, given: Sequence[Any]) -> _Leaf:
@@ -94,10 +97,10 @@ def _leaf(made: Any, given: Sequence[Any]) -> _Leaf:
 
 
 def _imitate(run: _Run, given: Sequence[Any]) -> Any:
-    inputs = [leaf for leaf in given if isinstance(leaf, Tensor) and leaf.requires_grad]
+    learning = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in given]
+    inputs, saved = list(compress(given, learning)), list(compress(run.saved, learning))
     forms = [leaf.form for leaf in run.leaves if leaf.form is not None and leaf.form.requires_grad]
-    kept = [leaf for leaf, keeps in zip(given, run.keeps, strict=True) if keeps]
-    learned = iter(_Imitation.apply(forms, kept, *inputs) if forms else ())  # type: ignore[no-untyped-call]
+    learned = iter(_Imitation.apply(forms, saved, *inputs) if forms else ())  # type: ignore[no-untyped-call]
 
     def leaf_of(leaf: _Leaf) -> Any:
         if leaf.given is not None:
@@ -110,17 +113,16 @@ def _imitate(run: _Run, given: Sequence[Any]) -> Any:
 
 
 class _Imitation(torch.autograd.Function):
-    """Makes outputs in the forward and gradients in the backward, of the right forms."""
+    """Makes outputs in the forward and gradients in the backward, of the right forms; keeps what is saved till then."""
 
     @staticmethod
-    def forward(ctx: Any, forms: Sequence[Form], kept: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, forms: Sequence[Form], saved: Sequence[bool], *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*compress(inputs, saved))
         ctx.inputs = [Form.of(tensor) for tensor in inputs]
-        ctx.kept = kept
         return tuple(form.make() for form in forms)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.kept = None
         return None, None, *(form.make() for form in ctx.inputs)
 
 
@@ -132,7 +134,7 @@ def _structure(module: nn.Module) -> Hashable | None:
         (
             name,
             type(inner),
-            tuple(sorted((key, value) for key, value in vars(inner).items() if _tells(key, value))),
+            tuple(sorted(_settings(inner).items())),
             tuple((key, _described(value)) for key, value in inner._parameters.items()),
             tuple((key, _described(value)) for key, value in inner._buffers.items()),
         )
@@ -140,8 +142,16 @@ def _structure(module: nn.Module) -> Hashable | None:
     )
 
 
-def _tells(key: str, value: Any) -> bool:
-    return isinstance(value, bool | int | float | str) and not key.endswith(_POSITION)
+def _settings(module: nn.Module) -> dict[str, Hashable]:
+    told = {key: _told(value) for key, value in vars(module).items() if not key.endswith(_POSITION)}
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _told(value: Any) -> Hashable | None:
+    """What an attribute says of how a module computes; None where that can't be told."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_told, value))
+    return value if isinstance(value, bool | int | float | str | FunctionType | BuiltinFunctionType) else None
 
 
 def _described(value: Any) -> Hashable | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the plan that ``arguments`` (default: the command line's) ask for; returns the exit code."""
+    from ciuic_dist.comm import groups
     from ciuic_dist.config import ConfigError
     from ciuic_dist.estimate.report import describe
     from ciuic_dist.memory.budget import BudgetError
@@ -27,10 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         command = parse(arguments)
+        if command.machine is None:
+            groups.init()
         made = planned(command)
     except (ConfigError, BudgetError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    if groups.rank():
+        return 0
     print(made.plan.to_json() if command.json else describe(made.plan))
     if command.picture is not None:
         from ciuic_dist.estimate.picture import draw

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from ciuic_dist.compose import compose
 from ciuic_dist.config import Config, ConfigError
 from ciuic_dist.estimate import machines
+from ciuic_dist.estimate.cache import Cache
+from ciuic_dist.estimate.calls import Clock
 from ciuic_dist.estimate.planner import make_plan
+from ciuic_dist.estimate.probe import probe
 from ciuic_dist.estimate.workload import causal_batch, profiles
-from ciuic_dist.memory.budget import Memory
+from ciuic_dist.memory.budget import Memory, parse_size
 from ciuic_dist.models.build import build
 from ciuic_dist.plan.api import within
 from ciuic_dist.planning.activations import Way
@@ -57,9 +62,8 @@ def parse(arguments: Sequence[str]) -> Command:
         elif argument != "--json":
             rest.append(argument)
     if name is None:
-        raise ConfigError(
-            f"no machine: add machine=<name>; there are {', '.join(machines.names())}, {PROBE} for this one"
-        )
+        known = ", ".join((PROBE, *machines.names()))
+        raise ConfigError(f"no machine: add machine=<name>; there are {known}, or name a YAML file")
     machine = None if name == PROBE else machines.load(name)
     given = frozenset(argument.lstrip("+").partition("=")[0] for argument in rest)
     return Command(machine, compose(rest), given, "--json" in arguments, picture)
@@ -74,47 +78,83 @@ class Planned:
 
 
 def planned(command: Command) -> Planned:
-    """Raises ConfigError where the settings can't be, BudgetError where nothing fits."""
+    """Raises ConfigError where the settings can't be, BudgetError where nothing fits.
+
+    Collective where the machine is this one: all ranks measure it.
+    """
     config = command.config
-    training = _training(command)
+    cache = Cache() if command.machine is None else None
+    whole = command.machine or _here(cache, config)
+    training = _training(command, whole)
+    machine = _allowed(whole, config)
+    limits = _limits(command, machine, training)
     model = build(config.model, vocab_size=None, seed=config.train.seed)
-    machine = _machine(command)
-    precision = "bf16" if training.precision == "bf16" else None
-    batch = causal_batch(training.length)
-    profile_of = profiles(model, batch, precision=precision, fused_attention=not machine.shared)
-    plan = make_plan(config.model_name, profile_of, machine, training, _limits(command))
+    clock = Clock(cache.operators) if cache is not None and machine.shared else None
+    profile_of = profiles(
+        model,
+        causal_batch(training.length),
+        precision="bf16" if training.precision == "bf16" else None,
+        fused_attention=not machine.shared,
+        most=training.sequences // machine.world,
+        clock=clock,
+    )
+    if cache is not None:
+        cache.keep(whole, clock.known if clock else {})
+    plan = make_plan(config.model_name, profile_of, machine, training, limits)
     return Planned(plan, profile_of(plan.micro_batch))
 
 
-def _training(command: Command) -> Training:
-    """What isn't said is what suits the machine."""
-    train, machine = command.config.train, command.machine
-    precision = train.precision if command.chosen("train.precision") or machine.shared else "bf16"
-    sequences = train.global_batch if command.chosen("train.global_batch") else _SEQUENCES * machine.world
-    length = command.config.data.sequence_length if command.chosen("data.sequence_length") else _LENGTH
+def _here(cache: Cache | None, config: Config) -> Machine:
+    """The machine that the ranks run on, as it was probed before or now."""
+    known = None if cache is None else cache.machine
+    folder, _, size = (config.memory.nvme or "").rpartition(":")
+    wanted = parse_size(size, "memory.nvme") if folder else 0
+    if known is not None and known.nvme >= wanted:
+        return known
+    return probe(Path(folder) if folder else None, wanted)
+
+
+def _training(command: Command, machine: Machine) -> Training:
+    """What isn't said is as ``train`` has it, or what suits a machine that isn't here."""
+    config, here = command.config, command.machine is None
+
+    def said(key: str) -> bool:
+        return here or command.chosen(key)
+
+    train = config.train
+    precision = train.precision if said("train.precision") or machine.shared else "bf16"
+    sequences = train.global_batch if said("train.global_batch") else _SEQUENCES * machine.world
+    length = config.data.sequence_length if said("data.sequence_length") else _LENGTH
     if sequences % machine.world:
         raise ConfigError(f"train.global_batch={sequences} can't be divided among {machine.world} ranks")
-    clips = train.clip is not None
-    return Training(sequences, length, precision, command.config.optimizer.state_dtype, clips)
+    return Training(sequences, length, precision, config.optimizer.state_dtype, train.clip is not None)
 
 
-def _limits(command: Command) -> Limits:
+def _limits(command: Command, machine: Machine, training: Training) -> Limits:
+    """Raises ConfigError where they leave no choice."""
     config = command.config
-    way = config.memory.activations
+    way, micro_batch, each = config.memory.activations, config.train.micro_batch, training.sequences // machine.world
+    if micro_batch is not None and each % micro_batch:
+        raise ConfigError(f"train.micro_batch={micro_batch} doesn't divide the {each} sequences of each rank")
+    if way in ("offload", "recompute"):
+        if not (machine.host or machine.nvme):
+            raise ConfigError(f"memory.activations={way} needs host memory or NVMe, of which {machine.name} gives none")
+        if command.chosen("train.activation_checkpointing") and config.train.activation_checkpointing:
+            raise ConfigError(f"memory.activations={way} and train.activation_checkpointing=true exclude each other")
     return Limits(
         stage=config.engine.stage if command.chosen("engine.stage") else None,
-        micro_batch=config.train.micro_batch,
+        micro_batch=micro_batch,
         way=None if way == "auto" else Way(way),
         recompute=config.train.activation_checkpointing if command.chosen("train.activation_checkpointing") else None,
     )
 
 
-def _machine(command: Command) -> Machine:
+def _allowed(machine: Machine, config: Config) -> Machine:
     """With no more of each tier than ``memory`` allows, where it says so."""
-    memory = command.config.memory
+    memory = config.memory
     if (memory.device, memory.host, memory.nvme) == (None, None, None):
-        return command.machine
-    return within(command.machine, Memory(memory.device, memory.host, memory.nvme))
+        return machine
+    return within(machine, Memory(memory.device, memory.host, memory.nvme))
 
 
 def help_text(about: str) -> str:
@@ -122,6 +162,7 @@ def help_text(about: str) -> str:
     lines = [about.strip(), "", "machine=<name>, one of"]
     lines += [f"  {name:<14}{machines.about(name)}" for name in machines.names()]
     lines += [
+        f"  {PROBE:<14}this one, measured: by torchrun with as many ranks as will train",
         "or the path of a YAML file such as these",
         "",
         "python -m ciuic_dist.train --help has the other settings.",

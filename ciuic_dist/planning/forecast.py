@@ -15,8 +15,8 @@ from ciuic_dist.planning.training import Choice, Training
 class DoesNotFit(ValueError):
     """A budget too small. ``device`` bytes would do beside the tiers there are, or ``below`` more bytes of these."""
 
-    def __init__(self, device: int, below: int | None, needs: Footprint) -> None:
-        """``below``: None where no lower tier would help; ``needs``: what can't leave the device, and the rest."""
+    def __init__(self, device: int | None, below: int | None, needs: Footprint) -> None:
+        """None where more of it wouldn't help alone; ``needs``: what can't leave the device, and the rest."""
         super().__init__(f"needs {device} bytes on the device, or {below} more below it")
         self.device = device
         self.below = below
@@ -85,6 +85,8 @@ def forecast(profile: Profile, machine: Machine, training: Training, choice: Cho
     if needs.total > machine.memory:
         needs = footprint(profile, training, choice, machine, spills=True)
     spilled = _spilled(needs, machine, profile, choice)
+    if spilled is None:
+        raise _failure(profile, machine, training, choice)
     played = lanes(profile, machine, training, choice)
     up, down = _moved(spilled, choice)
     resources = _resources(played, machine, spilled, up, down)
@@ -107,20 +109,37 @@ def forecast(profile: Profile, machine: Machine, training: Training, choice: Cho
     )
 
 
-def _spilled(needs: Footprint, machine: Machine, profile: Profile, choice: Choice) -> Spilled:
-    """Raises DoesNotFit."""
+def _spilled(needs: Footprint, machine: Machine, profile: Profile, choice: Choice) -> Spilled | None:
+    """None where it doesn't fit."""
     activations = _offloaded(profile, choice)
-    short = max(0, needs.total - machine.memory)
-    if short:
-        short = min(short + needs.passing, needs.spillable)  # what passes has room of its own
-    below = machine.node_host + machine.node_nvme
-    lacking = short + activations - below
-    if needs.least > machine.memory or lacking > 0:
-        smallest = needs.least + max(0, needs.spillable + activations - below)
-        raise DoesNotFit(min(needs.total, smallest), None if needs.least > machine.memory else lacking, needs)
+    short = _short(needs, machine)
+    if needs.least > machine.memory or short + activations > machine.node_host + machine.node_nvme:
+        return None
     state = min(short, needs.state)
     gradients = min(short - state, needs.gradients)
     return Spilled(short - state - gradients, gradients, state, activations)
+
+
+def _short(needs: Footprint, machine: Machine) -> int:
+    """Bytes that find no room on the device; what passes has room of its own."""
+    short = max(0, needs.total - machine.memory)
+    return min(short + needs.passing, needs.spillable) if short else 0
+
+
+def _failure(profile: Profile, machine: Machine, training: Training, choice: Choice) -> DoesNotFit:
+    """What would do: pages grow with the device, and with them what passes."""
+    activations = _offloaded(profile, choice)
+    below = machine.node_host + machine.node_nvme
+    needs = footprint(profile, training, choice, machine)
+    lacking = None if needs.least > machine.memory else _short(needs, machine) + activations - below
+    if activations > below:
+        return DoesNotFit(None, lacking, needs)
+    device, wanted = 0, machine.memory
+    while device < wanted:
+        device = wanted
+        there = footprint(profile, training, choice, replace(machine, memory=device))
+        wanted = min(there.total, there.least + max(0, there.spillable + activations - below))
+    return DoesNotFit(device, lacking, needs)
 
 
 def _offloaded(profile: Profile, choice: Choice) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.machine import Machine
@@ -113,14 +114,16 @@ class _Player:
         self.stretches: list[Stretch] = []
         self._link = 0.0
         """When collectives that were begun are over."""
-        self._began = 0.0
 
     def play(self, works: Iterable[_Work]) -> None:
         """One after the other; the collectives are through at the end as well."""
-        for work in works:
-            gather = self._send(work.gather, self._began)
+        left = list(works)
+        coming = self._send(left[0].gather, self.now)
+        for work, following in zip_longest(left, left[1:]):
+            gather = coming
             start = max(self.now, gather[1] if gather else 0.0)
-            self._began, self.now = start, start + work.seconds
+            coming = self._send(following.gather, start) if following else None  # before what this pass reduces
+            self.now = start + work.seconds
             self.computing += work.seconds
             self._reduce(work, start, gather)
         self.now = max(self.now, self._link)

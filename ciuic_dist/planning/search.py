@@ -12,7 +12,6 @@ from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
 from ciuic_dist.planning.spilling import with_transfers
 from ciuic_dist.planning.training import Choice, Training
-from ciuic_dist.planning.two_tier import BudgetTooSmall
 
 _EQUAL = 0.005
 """Choices whose times differ by less are taken for equally quick: the one that moves and holds least is kept."""
@@ -44,7 +43,7 @@ class Found:
 
 
 def search(profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None = None) -> Found:
-    """The quickest choice that fits. Raises DoesNotFit with the least that would, ValueError for a batch that can't be.
+    """The quickest choice that fits. Raises DoesNotFit with the least that would, ValueError where there is no choice.
 
     Of equally quick ones the one that moves least between tiers and ranks, then the one that takes least memory.
     """
@@ -55,11 +54,13 @@ def search(profile_of: ProfileOf, machine: Machine, training: Training, limits: 
             fitting.append((choice, forecast(profile_of(choice.micro_batch), machine, training, choice)))
         except DoesNotFit as failure:
             failures.append(failure)
-    played = list(_quickest(fitting, profile_of, machine, training))
-    if not played:
-        nearest = min(failures, key=lambda failure: failure.device)
+    if not fitting and not failures:
+        raise ValueError(f"{limits} leave nothing to choose from")
+    if not fitting:
+        nearest = min(failures, key=lambda failure: math.inf if failure.device is None else failure.device)
         below = [failure.below for failure in failures if failure.below is not None]
         raise DoesNotFit(nearest.device, min(below, default=None), nearest.needs)
+    played = list(_quickest(fitting, profile_of, machine, training))
     quickest = min(found.seconds for _, found in played)
     equal = [entry for entry in played if entry[1].seconds <= quickest * (1 + _EQUAL)]
     choice, best = min(equal, key=lambda entry: (entry[1].up + entry[1].down + entry[1].sent, entry[1].device))
@@ -74,10 +75,7 @@ def _quickest(
     for choice, expected in sorted(fitting, key=lambda entry: entry[1].seconds):
         if expected.seconds > best * (1 + _EQUAL):
             return
-        try:
-            found = with_transfers(profile_of(choice.micro_batch), machine, training, choice, expected)
-        except BudgetTooSmall:
-            continue
+        found = with_transfers(profile_of(choice.micro_batch), machine, training, choice, expected)
         best = min(best, found.seconds)
         yield choice, found
 

@@ -12,7 +12,7 @@ from ciuic_dist.planning.profile import Pass, Profile, Recipe, UnitProfile, trai
 from ciuic_dist.planning.simulate import simulate
 from ciuic_dist.planning.trace import Trace
 from ciuic_dist.planning.training import Choice, Training
-from ciuic_dist.planning.two_tier import TwoTier
+from ciuic_dist.planning.two_tier import BudgetTooSmall, TwoTier
 
 _PAGES = 128
 """About so many pages of state are played: more of them take longer and tell little more."""
@@ -24,13 +24,16 @@ def with_transfers(
     """The forecast after its steady state was played with the pager's policy, MIN with look-ahead.
 
     What computation and collectives take together, ``expected`` knows; activations that pass take their part of the
-    links' rates. Raises BudgetTooSmall where pages find no room.
+    links' rates. The units of the trace lie on the device as a whole; where that finds no room, nothing hides.
     """
     spilled = expected.spilled
     if not spilled.total - spilled.activations:
         return expected
     trace = _trace(profile, machine, training, choice, expected)
-    outcome = simulate(trace, _two_tier(machine, choice, expected), rotating())
+    try:
+        outcome = simulate(trace, _two_tier(machine, choice, expected), rotating())
+    except BudgetTooSmall:
+        return replace(expected, seconds=expected.unspilled + _moving(machine, expected))
     passing = choice.accumulation * spilled.activations
     return replace(
         expected,
@@ -38,6 +41,15 @@ def with_transfers(
         up=outcome.up + passing,
         down=outcome.down + passing,
     )
+
+
+def _moving(machine: Machine, expected: Forecast) -> float:
+    """Seconds of all transfers one after the other."""
+    up, down = (
+        _slower(link, drive, _on_drives(machine, expected), machine)
+        for link, drive in ((machine.up, machine.read), (machine.down, machine.write))
+    )
+    return expected.up / up + expected.down / down
 
 
 def _trace(profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast) -> Trace:
@@ -71,11 +83,16 @@ def _seconds(p: Pass, profile: Profile, machine: Machine, training: Training, ch
 def _two_tier(machine: Machine, choice: Choice, expected: Forecast) -> TwoTier:
     """The links as pages see them: slowed by drives where a part of them lies there, and by passing activations."""
     spilled = expected.spilled
-    drives = max(0, spilled.total - machine.node_host) / spilled.total
+    drives = _on_drives(machine, expected)
     up, down = _slower(machine.up, machine.read, drives, machine), _slower(machine.down, machine.write, drives, machine)
     passing = choice.accumulation * spilled.activations
     share = 1 - min(passing / min(up, down) / expected.seconds, 0.9)
     return TwoTier(1.0, machine.bandwidth, machine.memory, up * share, down * share, machine.duplex)
+
+
+def _on_drives(machine: Machine, expected: Forecast) -> float:
+    """Which part of what is spilled lies there."""
+    return max(0, expected.spilled.total - machine.node_host) / expected.spilled.total
 
 
 def _slower(link: float, drive: float, part: float, machine: Machine) -> float:

@@ -1,0 +1,180 @@
+"""Plans: what they say, and that they survive being written down."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+
+from ciuic_dist.estimate.picture import draw
+from ciuic_dist.estimate.planner import make_plan
+from ciuic_dist.estimate.report import describe
+from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.forecast import DoesNotFit
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.plan import Plan
+from ciuic_dist.planning.profile import Profile
+from ciuic_dist.planning.search import Limits, search
+from ciuic_dist.planning.training import Training
+from tests.unit.planning import jobs
+from tests.unit.planning.jobs import MIB, machine, per_sequence, stack
+
+MODEL = stack([400_000] * 4, 10_000, seconds=1e-2, bytes_each=100_000)
+TRAINING = Training(4, 128)
+TIGHT = machine(12 * MIB, devices=2, host=1000 * MIB, link=1e8)
+
+
+FEW = Limits(stage=2, micro_batch=2, way=Way.KEEP)
+"""Leaves two choices, so that their transfers are soon played."""
+
+
+@cache
+def planned(where: Machine = TIGHT, limits: Limits = FEW) -> Plan:
+    return make_plan("model", per_sequence(MODEL), where, TRAINING, limits)
+
+
+@settings(max_examples=8, deadline=None)
+@given(jobs.jobs())
+def test_a_plan_is_what_was_found_and_survives_json(job: tuple[Profile, Machine, Training]) -> None:
+    profile, where, training = job
+    profile_of = per_sequence(profile)
+    try:
+        found = search(profile_of, where, training)
+    except DoesNotFit:
+        with pytest.raises(BudgetError, match="doesn't fit drawn"):
+            make_plan("model", profile_of, where, training)
+        return
+    made = make_plan("model", profile_of, where, training)
+    assert made.choice == found.choice
+    assert made.predicted.seconds == found.forecast.seconds
+    again = Plan.from_json(made.to_json())
+    assert again == made
+    assert again.digest == made.digest
+    assert again.choice == found.choice
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(stage=3),
+        Limits(stage=3, micro_batch=1, way=Way.OFFLOAD),
+        Limits(stage=3, way=Way.RECOMPUTE),
+        Limits(recompute=True),
+        Limits(stage=0),
+    ],
+)
+def test_a_plan_of_what_was_asked_for_is_that_choice(limits: Limits) -> None:
+    where = replace(TIGHT, memory=1000 * MIB)
+    assert planned(where, limits).choice == search(per_sequence(MODEL), where, TRAINING, limits).choice
+
+
+def test_plans_that_differ_have_other_digests() -> None:
+    made = planned()
+    assert len(made.digest) == 16
+    assert made.digest == make_plan("model", per_sequence(MODEL), TIGHT, TRAINING, FEW).digest
+    assert replace(made, stage=made.stage ^ 1).digest != made.digest
+    assert replace(made, machine=replace(made.machine, memory=1)).digest != made.digest
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{", '{"machine": {}}'])
+def test_what_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Plan.from_json(text)
+
+
+def test_bytes_lie_where_the_forecast_has_them() -> None:
+    made = planned()
+    found = search(per_sequence(MODEL), TIGHT, TRAINING, FEW).forecast
+    assert made.spills
+    kinds = {"parameters": "parameters", "gradients": "gradients", "optimizer state": "state"}
+    for kind, name in kinds.items():
+        assert sum(made.residency.get(kind, {}).values()) == getattr(found.footprint, name)
+        assert made.residency.get(kind, {}).get("host", 0) == getattr(found.spilled, name)
+    assert sum(places.get("host", 0) for places in made.residency.values()) == made.predicted.peak["host"]
+    assert made.host == 2 * made.predicted.peak["host"]
+    assert made.residency["activations and buffers"] == {"device": found.footprint.pinned}
+
+
+def test_drives_hold_what_the_host_does_not() -> None:
+    where = replace(TIGHT, host=4 * MIB, nvme=1000 * MIB, read=1e8, write=1e8)
+    made = planned(where)
+    assert made.predicted.peak["host"] == 2 * MIB
+    assert sum(places.get("nvme", 0) for places in made.residency.values()) == made.predicted.peak["nvme"] > 0
+    assert made.nvme == 2 * made.predicted.peak["nvme"]
+
+
+def test_advice_is_worth_it_and_the_best_comes_first() -> None:
+    slow = replace(TIGHT, up=1e6, down=1e6)
+    gains = [entry.gain for entry in planned(slow).advice]
+    assert gains == sorted(gains, reverse=True)
+    assert all(gain >= 0.01 for gain in gains)
+    assert gains[0] > 0.5, "the link to the host is what it waits for"
+    assert planned(replace(TIGHT, memory=1000 * MIB)).predicted.of_in_memory == 1.0
+
+
+@pytest.mark.parametrize("gib", [0.5, 1.0])
+def test_what_does_not_fit_says_how_much_would_do(gib: float) -> None:
+    profile = stack([20_000_000] * 4, 10_000_000)
+    with pytest.raises(BudgetError) as caught:
+        make_plan("big", per_sequence(profile), machine(int(gib * 2**30)), TRAINING)
+    text = str(caught.value)
+    assert "big doesn't fit plain: each device needs 1." in text
+    assert f"and has {gib} GiB; activations take 0.0 GiB" in text
+
+
+def test_what_does_not_fit_below_says_so_too() -> None:
+    profile = stack([20_000_000] * 4, 10_000_000)
+    with pytest.raises(BudgetError, match=r"\. [0-9.]+ GiB more of each node's host memory or NVMe would do as well"):
+        make_plan("big", per_sequence(profile), machine(800 * MIB, host=1 * MIB), TRAINING)
+    with pytest.raises(BudgetError, match=r"its activations find no room below the 97\.7 GiB of each device"):
+        make_plan("big", per_sequence(profile), machine(100_000 * MIB, host=100), TRAINING, Limits(way=Way.OFFLOAD))
+
+
+def test_the_report_has_the_numbers() -> None:
+    made = planned(replace(TIGHT, up=1e6, down=1e6))
+    text = describe(made)
+    predicted = made.predicted
+    for part in (
+        "model: 0.00B parameters, bf16, on plain: 2 devices with 0.01 GiB each",
+        "a step: 4 sequences of 128 tokens, clipped, fp32 optimizer state",
+        f"stage              {made.stage}",
+        f"micro-batch        {made.micro_batch}, {made.accumulation} a step on each rank",
+        f"peak on host       {predicted.peak['host'] / 2**30:.2f} GiB of 0.49 GiB",
+        f"{predicted.tokens_per_second:,.0f} tokens/s in all",
+        f"of in-memory speed {predicted.of_in_memory:.0%}",
+        f": {predicted.limit}",
+        f"would help: {made.advice[0].change}: +{made.advice[0].gain:.0%}",
+    ):
+        assert part in text
+    assert all(resource in text for resource in predicted.resources)
+    assert all(kind in text for kind in made.residency)
+
+
+def test_the_report_says_what_becomes_of_activations() -> None:
+    made = planned(replace(TIGHT, memory=1000 * MIB))
+    mixed = (Way.OFFLOAD, Way.OFFLOAD, Way.KEEP, Way.KEEP, Way.KEEP)
+    units = tuple(replace(unit, activations=way) for unit, way in zip(made.units, mixed, strict=True))
+    assert "activations        offload 2 units, then keep 2 units" in describe(replace(made, units=units))
+    assert "activations        keep all" in describe(made)
+    assert "stay gathered" not in describe(made)
+    gathered = planned(replace(TIGHT, memory=1000 * MIB), Limits(stage=3))
+    full = sum(unit.gathered for unit in gathered.units[:-1])
+    assert f"stay gathered      {full} of 4 units" in describe(gathered)
+
+
+@pytest.mark.parametrize("limits", [Limits(stage=3), Limits(stage=0, way=Way.OFFLOAD)])
+def test_the_picture_is_a_png(limits: Limits, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    made = planned(replace(TIGHT, memory=1000 * MIB), limits)
+    draw(made, per_sequence(MODEL)(made.micro_batch), tmp_path / "step.png")
+    assert (tmp_path / "step.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["step.png"]
+
+
+def test_the_json_is_plain() -> None:
+    assert json.loads(planned().to_json())["training"]["sequences"] == 4

@@ -1,0 +1,76 @@
+"""Profiles of any number of sequences of a model on meta."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ciuic_dist.config import ModelConfig
+from ciuic_dist.estimate.twins import Twins
+from ciuic_dist.estimate.workload import causal_batch, profiles
+from ciuic_dist.models.build import build
+
+WIDTH, LENGTH = 16, 8
+
+
+class Model(nn.Module):
+    """Two blocks without biases, on meta."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2))
+            self.shift = nn.Buffer(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.shift.to(x.dtype)
+        for block in self.blocks:
+            x = torch.relu(block(x))
+        return x
+
+
+BATCH = {"x": torch.empty(1, LENGTH, WIDTH, device="meta")}
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_products_grow_with_the_sequences(count: int) -> None:
+    found = profiles(Model(), BATCH)(count)
+    assert [unit.parameters for unit in found.units] == [WIDTH * WIDTH] * 2 + [0]
+    forward = [p for p in found.passes if not p.backward and p.unit < 2]
+    rows = count * LENGTH
+    assert [p.flops for p in forward] == [2 * rows * WIDTH * WIDTH] * 2
+    assert [p.streamed for p in forward] == [4 * (2 * rows * WIDTH + WIDTH * WIDTH)] * 2, "weights are read once"
+
+
+def test_bf16_halves_the_bytes_of_products_and_leaves_their_flops() -> None:
+    plain, half = (profiles(Model(), {"x": BATCH["x"].to(dtype)}, precision=name)(3) for name, dtype in KINDS)
+    assert sum(p.streamed for p in plain.passes) > 0
+    for ours, theirs in zip(half.passes, plain.passes, strict=True):
+        assert (ours.flops, ours.streamed) == (theirs.flops, theirs.streamed / 2)
+
+
+KINDS = ((None, torch.float32), ("bf16", torch.bfloat16))
+
+
+def test_the_model_stays_as_it_was() -> None:
+    model = Model()
+    profiles(model, BATCH, precision="bf16")
+    assert all(p.device.type == "meta" and p.dtype is torch.float32 and p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in model.modules())
+
+
+def test_a_language_model_is_measured_with_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(ModelConfig("llama"), vocab_size=None, seed=0)
+    found = profiles(model, causal_batch(32))(1)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    products = 2 * 32 * sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    forward = sum(p.flops for p in found.passes if not p.backward)
+    embedding = model.get_input_embeddings().weight.numel()  # type: ignore[operator]
+    assert forward == pytest.approx(products - 2 * 32 * embedding, rel=0.1), "and attention"
+    assert forward > products - 2 * 32 * embedding
+    monkeypatch.setattr(Twins, "_stand_in", lambda _twins, _unit, forward, _structure: forward)
+    every = profiles(model, causal_batch(32))(1)
+    assert [(p.unit, p.flops, p.saved, p.above) for p in found.passes] == [
+        (p.unit, p.flops, p.saved, p.above) for p in every.passes
+    ]

@@ -1,0 +1,34 @@
+"""A profile for any number of sequences, from those of one and of two."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ciuic_dist.planning.profile import Pass, Profile, UnitProfile, extrapolate
+
+UNITS = (UnitProfile("block", 3), UnitProfile("root", 4))
+PARTS = st.tuples(st.integers(0, 100), st.integers(0, 100))
+GROWING = ("flops", "saved", "inputs", "streamed", "touched", "above", "net")
+
+
+def of(parts: dict[str, tuple[int, int]], batch: int) -> Profile:
+    """A forward with a fixed part and a part for each sequence, and a backward of the same."""
+    costs = {name: fixed + batch * each for name, (fixed, each) in parts.items()}
+    forward = Pass(0, backward=False, ops=5, **costs)
+    return Profile(UNITS, (forward, replace(forward, backward=True)))
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(GROWING, PARTS)), st.integers(1, 64))
+def test_what_grows_evenly_is_exact(parts: dict[str, tuple[int, int]], batch: int) -> None:
+    assert extrapolate(of(parts, 1), of(parts, 2), batch) == of(parts, batch)
+
+
+def test_another_order_is_refused() -> None:
+    one = of(dict.fromkeys(GROWING, (1, 1)), 1)
+    for other in (one.passes[::-1], one.passes[:1], (replace(one.passes[0], unit=1), one.passes[1])):
+        with pytest.raises(ValueError, match="another order"):
+            extrapolate(one, replace(one, passes=other), 4)

@@ -1,0 +1,146 @@
+"""A step in time: what hides behind computing, and what is sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.lanes import lanes, update_seconds
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.profile import Profile
+from ciuic_dist.planning.training import Training
+from tests.unit.planning import jobs
+from tests.unit.planning.jobs import kept, machine, stack
+
+MODEL = stack([1_000_000] * 3, 0)
+"""Blocks of one second forward and two backward, of two million bytes in bf16; 0.75 seconds of the root."""
+ROOTED = stack([1_000_000] * 3, 400_000)
+COMPUTING = 3 * 3 + 0.75
+TRAINING = Training(8, 8)
+SECOND = machine(devices=2, link=1e6)
+"""Two devices that gather a block in one second."""
+
+
+@given(jobs.jobs(), st.data())
+def test_with_infinitely_fast_links_only_computing_counts(
+    job: tuple[Profile, Machine, Training], data: st.DataObject
+) -> None:
+    profile, where, training = job
+    where = replace(where, peers=math.inf, network=math.inf, latency=0.0)
+    played = lanes(profile, where, training, data.draw(jobs.choices(profile, where)))
+    assert played.seconds == pytest.approx(played.computing)
+    assert played.sending == 0
+
+
+@given(jobs.jobs(), st.data())
+def test_a_step_takes_no_less_than_either_lane_and_no_more_than_both(
+    job: tuple[Profile, Machine, Training], data: st.DataObject
+) -> None:
+    profile, where, training = job
+    played = lanes(profile, where, training, data.draw(jobs.choices(profile, where)))
+    sides = (played.computing, played.sending + played.updating)
+    assert max(sides) * (1 - 1e-9) <= played.seconds <= sum(sides) * (1 + 1e-9)
+
+
+def test_a_gather_hides_behind_the_pass_before_and_a_reduction_behind_the_next() -> None:
+    played = lanes(MODEL, SECOND, TRAINING, kept(MODEL, stage=3))
+    [stretches] = played.micro_batches
+    assert [(s.name, s.start, s.end, s.gather, s.reduce) for s in stretches] == [
+        ("forward root", 0, 0, None, None),
+        ("forward block 0", 1, 2, (0, 1), None),
+        ("forward block 1", 2, 3, (1, 2), None),
+        ("forward block 2", 3, 4, (2, 3), None),
+        ("forward root", 4, 4.25, None, None),
+        ("backward root", 4.25, 4.75, None, None),
+        ("backward block 2", 5.25, 7.25, (4.25, 5.25), (7.25, 8.25)),
+        ("backward block 1", 7.25, 9.25, (5.25, 6.25), (9.25, 10.25)),
+        ("backward block 0", 9.25, 11.25, (8.25, 9.25), (11.25, 12.25)),
+        ("backward root", 11.25, 11.25, None, None),
+    ]
+    assert played.seconds - played.updating == pytest.approx(12.25)
+    assert played.computing - played.updating == pytest.approx(COMPUTING)
+    assert played.sending == pytest.approx(5 + 1 + 3)
+
+
+def test_a_slow_link_bounds_the_step() -> None:
+    played = lanes(MODEL, replace(SECOND, peers=1e3), TRAINING, kept(MODEL, stage=3))
+    assert played.sending == pytest.approx(9000)
+    assert 9000 <= played.seconds <= 9000 + COMPUTING
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_micro_batches_add_up(stage: int) -> None:
+    one, two, three, four = (lanes(ROOTED, SECOND, TRAINING, kept(ROOTED, stage, n)) for n in range(1, 5))
+    assert [len(played.micro_batches) for played in (one, two, three)] == [1, 2, 2]
+    for played, many in ((one, 1), (two, 2), (three, 3)):
+        assert played.computing - played.updating == pytest.approx(many * COMPUTING)
+        assert played.updating == one.updating
+    for what in ("seconds", "sending", "sent"):
+        times = [getattr(played, what) for played in (two, three, four)]
+        assert times[1] - times[0] == pytest.approx(times[2] - times[1]), what
+    middle = three.seconds - two.seconds
+    assert middle >= COMPUTING * (1 - 1e-9)
+    if stage < 2:
+        assert middle == pytest.approx(COMPUTING), "nothing is sent between the first and the last"
+
+
+BLOCKS, ROOT = 6_000_000, 800_000
+
+
+@pytest.mark.parametrize("many", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("stage", "gathered", "sent"),
+    [
+        (0, 0, lambda _: 2 * (BLOCKS + ROOT)),
+        (1, 0, lambda _: 2 * (BLOCKS + ROOT)),
+        (2, 0, lambda n: (1 + n) * (BLOCKS + ROOT)),
+        (3, 0, lambda n: (2 * n + n) * BLOCKS + (1 + n) * ROOT),
+        (3, 1, lambda n: (2 * n + n) * BLOCKS * 2 / 3 + (1 + n) * (BLOCKS / 3 + ROOT)),
+        (3, 3, lambda n: (1 + n) * (BLOCKS + ROOT)),
+    ],
+)
+def test_what_is_sent(stage: int, gathered: int, sent: Callable[[int], float], many: int) -> None:
+    for world in (2, 4):
+        where = machine(devices=world)
+        played = lanes(ROOTED, where, TRAINING, kept(ROOTED, stage, many, gathered))
+        assert played.sent == pytest.approx(sent(many) * (world - 1) / world)
+
+
+def test_a_unit_whose_backward_follows_its_forward_is_not_gathered_again() -> None:
+    passes = tuple(p for p in MODEL.passes if p.unit != MODEL.root)
+    played = lanes(replace(MODEL, passes=passes), SECOND, TRAINING, kept(MODEL, stage=3))
+    [stretches] = played.micro_batches
+    assert [s.name for s in stretches if s.gather is None] == ["backward block 2"]
+    assert played.sent == pytest.approx((3 + 2 + 3) * 2_000_000 / 2)
+
+
+def test_one_device_and_devices_that_share_memory_send_nothing() -> None:
+    for where in (machine(), replace(SECOND, shared=True)):
+        played = lanes(ROOTED, where, TRAINING, kept(ROOTED, stage=3))
+        assert (played.sent, played.sending) == (0, 0)
+
+
+def test_devices_that_share_memory_add_up_what_others_left() -> None:
+    where = replace(SECOND, shared=True)
+    played = lanes(ROOTED, where, TRAINING, kept(ROOTED, stage=2))
+    assert played.computing - played.updating == pytest.approx(COMPUTING + (BLOCKS + ROOT) * 1.5 / 1e9)
+    assert played.seconds == pytest.approx(played.computing)
+
+
+def test_recomputing_runs_the_forward_again_and_offloading_does_not() -> None:
+    once = lanes(MODEL, machine(), TRAINING, kept(MODEL)).computing
+    for way, more in ((Way.RECOMPUTE, 2.0), (Way.OFFLOAD, 0.0)):
+        choice = replace(kept(MODEL), ways=(way, Way.KEEP, way))
+        assert lanes(MODEL, machine(), TRAINING, choice).computing - once == pytest.approx(more)
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 4), (3, 4)])
+def test_the_update_is_bound_by_memory(stage: int, ranks: int) -> None:
+    found = update_seconds(MODEL, machine(devices=4), Training(4, 8), kept(MODEL, stage))
+    assert found == pytest.approx(3e6 / ranks * (2 * 10 + 2 * 2 + 4) / 1e9)

@@ -1,0 +1,165 @@
+"""The search, over whatever models and machines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.forecast import DoesNotFit, forecast
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.profile import Profile
+from ciuic_dist.planning.search import Found, Limits, choices, in_memory_seconds, search
+from ciuic_dist.planning.training import Training
+from tests.unit.planning import jobs
+from tests.unit.planning.jobs import KIB, MIB, kept, machine, per_sequence, stack
+
+Job = tuple[Profile, Machine, Training]
+MODEL = stack([400_000] * 4, 10_000, seconds=1e-3)
+
+
+def found(job: Job) -> Found | None:
+    profile, where, training = job
+    try:
+        return search(per_sequence(profile), where, training)
+    except DoesNotFit:
+        return None
+
+
+@settings(max_examples=30, deadline=None)
+@given(jobs.jobs())
+def test_no_tier_is_overfilled(job: Job) -> None:
+    best, where = found(job), job[1]
+    if best is not None:
+        assert best.forecast.device <= where.memory
+        assert best.forecast.host <= where.node_host
+        assert best.forecast.nvme <= where.node_nvme
+
+
+@settings(max_examples=20, deadline=None)
+@given(jobs.jobs())
+def test_it_finds_the_same_again(job: Job) -> None:
+    assert found(job) == found(job)
+
+
+@settings(max_examples=20, deadline=None)
+@given(jobs.jobs())
+def test_none_that_fits_is_quicker(job: Job) -> None:
+    """A forecast without its transfers played is the least that a choice takes."""
+    best, (profile, where, training) = found(job), job
+    if best is None or best.forecast.spilled.total:
+        return
+    profile_of = per_sequence(profile)
+    for choice in choices(profile_of, where, training, Limits()):
+        try:
+            other = forecast(profile_of(choice.micro_batch), where, training, choice)
+        except DoesNotFit:
+            continue
+        assert best.forecast.seconds <= other.seconds * 1.00501 or other.spilled.total
+
+
+@settings(max_examples=20, deadline=None)
+@given(jobs.jobs(), st.sampled_from([1.1, 2.0, 16.0]))
+def test_more_memory_is_never_slower(job: Job, times: float) -> None:
+    """But for what counts as equal. Pages that double take a thirty-second part of the device."""
+    profile, where, training = job
+    less = found(job)
+    if less is not None:
+        more = found((profile, replace(where, memory=int(where.memory * times) + 1), training))
+        assert more is not None
+        assert more.forecast.seconds <= less.forecast.seconds * 1.00501
+
+
+@settings(max_examples=30, deadline=None)
+@given(jobs.jobs())
+def test_what_would_do_does(job: Job) -> None:
+    profile, where, training = job
+    try:
+        search(per_sequence(profile), where, training)
+    except DoesNotFit as failure:
+        device, below = failure.device, failure.below
+    else:
+        return
+    assert device is not None, "without activations below it fits a device that is large enough"
+    assert device > where.memory
+    assert found((profile, replace(where, memory=device), training)) is not None
+    if below is not None:
+        there = replace(where, host=where.host + below * where.devices, up=where.up or 1e6, down=where.down or 1e6)
+        assert found((profile, there, training)) is not None
+
+
+def test_what_fits_nowhere_says_so_though_the_root_exceeds_what_passes() -> None:
+    """Its weight and gradients, as a whole, have no room beside what can't leave."""
+    profile = stack([100], 500_000)
+    training = Training(1, 8)
+    with pytest.raises(DoesNotFit) as caught:
+        search(per_sequence(profile), machine(1 * MIB, host=1000 * MIB), training)
+    device = caught.value.device
+    assert device is not None
+    best = search(per_sequence(profile), machine(device, host=1000 * MIB), training).forecast
+    moving = best.up / 1e9 + best.down / 1e9
+    assert best.seconds == pytest.approx(best.unspilled + moving), "nothing hides"
+
+
+def test_the_quickest_is_chosen_and_of_equals_the_one_that_moves_least() -> None:
+    training = Training(2, 8)
+    best = search(per_sequence(MODEL), machine(1000 * MIB, devices=2, link=1e15), training)
+    assert best.forecast.spilled.total == 0
+    assert best.choice.stage == 1, "the update of half of the parameters each, and nothing more is sent"
+    assert best.choice.ways == (Way.KEEP,) * 4
+
+
+def test_little_memory_makes_it_spill_and_it_is_slower() -> None:
+    training, profile_of = Training(1, 8), per_sequence(MODEL)
+    tight = search(profile_of, machine(12 * MIB, host=1000 * MIB, link=1e8), training)
+    assert tight.forecast.spilled.state > 0
+    assert tight.forecast.seconds > in_memory_seconds(profile_of, machine(12 * MIB), training)
+    assert tight.forecast.seconds >= tight.forecast.bound
+
+
+def test_limits_are_kept() -> None:
+    where, training, profile_of = machine(1000 * MIB, devices=2, host=1000 * MIB), Training(8, 8), per_sequence(MODEL)
+    for stage in range(4):
+        assert search(profile_of, where, training, Limits(stage=stage)).choice.stage == stage
+    for micro_batch in (1, 2, 4):
+        choice = search(profile_of, where, training, Limits(micro_batch=micro_batch)).choice
+        assert (choice.micro_batch, choice.accumulation) == (micro_batch, 4 // micro_batch)
+    for way in (Way.OFFLOAD, Way.RECOMPUTE):
+        choice = search(profile_of, where, training, Limits(way=way)).choice
+        assert (choice.ways, choice.below) == ((way,) * 4, True)
+    choice = search(profile_of, where, training, Limits(recompute=True)).choice
+    assert (choice.ways, choice.below) == ((Way.RECOMPUTE,) * 4, False)
+
+
+def test_all_that_is_considered_is_counted() -> None:
+    where, training, profile_of = machine(1000 * MIB, devices=2), Training(8, 8), per_sequence(MODEL)
+    tried = list(choices(profile_of, where, training, Limits()))
+    assert search(profile_of, where, training).considered == len(tried)
+    assert len(tried) == 3 * 2 * (3 + 4), "micro-batches; kept or recomputed; stages, the last with units gathered"
+
+
+@pytest.mark.parametrize("sequences", [3, 9, 1])
+def test_a_batch_that_can_not_be_divided_is_refused(sequences: int) -> None:
+    with pytest.raises(ValueError, match=f"{sequences} sequences can't be divided among 2 ranks"):
+        search(per_sequence(MODEL), machine(devices=2), Training(sequences, 8))
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(micro_batch=3), Limits(way=Way.OFFLOAD), Limits(recompute=True, way=Way.OFFLOAD)]
+)
+def test_limits_that_leave_nothing_are_refused(limits: Limits) -> None:
+    with pytest.raises(ValueError, match="leave nothing to choose from"):
+        search(per_sequence(MODEL), machine(), Training(8, 8), limits)
+
+
+def test_one_page_of_room_decides() -> None:
+    """The smallest device is found by the search as by the forecast."""
+    training, where = Training(1, 8), machine(100 * KIB)
+    with pytest.raises(DoesNotFit) as caught:
+        search(per_sequence(MODEL), where, training, Limits(way=Way.KEEP, recompute=False))
+    with pytest.raises(DoesNotFit) as alone:
+        forecast(MODEL, where, training, kept(MODEL))
+    assert caught.value.device == alone.value.device

@@ -1,0 +1,143 @@
+"""``python -m ciuic_dist.plan``: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ciuic_dist as cd
+from ciuic_dist.config import ConfigError
+from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.plan.__main__ import main
+from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.plan import Plan
+
+SHORT = ["+model=llama", "data.sequence_length=32"]
+
+
+def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> Plan:
+    """The plan for these settings."""
+    assert main([*SHORT, *arguments, "--json"]) == 0
+    return Plan.from_json(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["+model=llama"], "no machine: add machine=<name>; there are 64xh100, 8xa100"),
+        (["+model=llama", "machine=8xh10"], "there is no machine 8xh10: did you mean 8xh100?"),
+        (["+model=llama", "machine=desk.yaml"], "machine=desk.yaml can't be read: No such file or directory"),
+        (["+model=lama", "machine=h100"], "no model lama: did you mean llama?"),
+        (["machine=h100"], "no model: add +model=<name>"),
+        (["+model=llama", "machine=h100", "train.stepz=3"], "did you mean train.steps?"),
+        (
+            ["+model=llama", "machine=8xh100", "train.global_batch=12"],
+            "train.global_batch=12 can't be divided among 8 ranks",
+        ),
+        (
+            ["+model=llama", "machine=8xh100", "train.global_batch=64", "train.micro_batch=3"],
+            "train.micro_batch=3 doesn't divide the 8 sequences of each rank",
+        ),
+        (["+model=llama", "machine=h100", "memory.device=lots"], "memory.device='lots' is no size"),
+        (
+            ["+model=llama", "machine=h100", "memory.activations=offload", "train.activation_checkpointing=true"],
+            "memory.activations=offload and train.activation_checkpointing=true exclude each other",
+        ),
+        (
+            ["+model=llama", "machine=h100", "memory.activations=recompute", "memory.host=0B"],
+            "memory.activations=recompute needs host memory or NVMe, of which h100 gives none",
+        ),
+        (["+model=llama", "machine=h100", "--picture"], "--picture needs a file"),
+        (
+            ["+model=llama", "machine=h100", "memory.device=1MiB", "data.sequence_length=32"],
+            "llama-tiny doesn't fit h100: each device needs 0.0 GiB at the least and has 0.0 GiB",
+        ),
+    ],
+)
+def test_what_can_not_be_is_one_line_and_exit_code_2(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    out, message = capsys.readouterr()
+    assert out == ""
+    assert message.startswith("error: ")
+    assert complaint in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_plan_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, "machine=8xh100"]) == 0
+    text = capsys.readouterr().out
+    assert "llama-tiny: 0.00B parameters, bf16, on 8xh100: 8 devices with 77.00 GiB each" in text
+    assert "a step: 64 sequences of 32 tokens" in text
+
+
+def test_what_is_given_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("engine.stage=1", "train.micro_batch=2", "memory.device=3GiB", "train.global_batch=32")
+    made = asked(capsys, "machine=8xh100", *given, "train.clip=null", "optimizer.state_dtype=8bit")
+    assert (made.stage, made.micro_batch, made.accumulation) == (1, 2, 2)
+    assert made.device == made.machine.memory == 3 << 30
+    assert (made.training.sequences, made.training.length) == (32, 32)
+    assert (made.training.clips, made.in_backward, made.training.state_dtype) == (False, True, "8bit")
+    assert made.training.precision == "bf16", "which suits the machine"
+    assert asked(capsys, "machine=8xh100", "train.precision=fp32").training.precision == "fp32"
+
+
+def test_activations_go_where_they_are_told_to(capsys: pytest.CaptureFixture[str]) -> None:
+    made = asked(capsys, "machine=h100", "memory.activations=offload")
+    assert {unit.activations for unit in made.units[:-1]} == {Way.OFFLOAD}
+    assert made.spills
+    again = asked(capsys, "machine=h100", "train.activation_checkpointing=true")
+    assert {unit.activations for unit in again.units[:-1]} == {Way.RECOMPUTE}
+    assert again.recompute
+    assert not asked(capsys, "machine=h100").recompute
+
+
+def test_tiers_are_no_larger_than_the_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    made = asked(capsys, "machine=rtx4090", "memory.device=1TB", "memory.host=2GB", "memory.nvme=/nowhere:3GB")
+    assert (made.machine.memory, made.machine.host, made.machine.nvme) == (int(22.5 * 2**30), 2 * 10**9, 3 * 10**9)
+
+
+def test_a_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "step.png"
+    assert main([*SHORT, "machine=8xh100", "--picture", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert "8xh100" in capsys.readouterr().out
+
+
+def test_help_lists_the_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Plan a run" in text
+    assert "8xh100" in text
+    assert "NVLink 4" in text
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = torch.relu(block(x))
+        return x
+
+
+def test_a_plan_from_python() -> None:
+    batch = {"x": torch.empty(1, 10, 64)}
+    with torch.device("meta"):
+        model = Model()
+    for given in (model, lambda: model):
+        made = cd.plan(given, "8xh100", batch, sequences=16, mixed_precision="bf16", stage=2)
+        assert (made.model, made.stage, made.training.length, made.training.sequences) == ("Model", 2, 10, 16)
+        assert sum(unit.parameters for unit in made.units) == 4 * 65 * 64
+    with pytest.raises(ValueError, match="can't be divided among 8 ranks"):
+        cd.plan(model, "8xh100", batch, sequences=3)
+    with pytest.raises(ConfigError, match="no machine"):
+        cd.plan(model, "8xh101010", batch, sequences=8)
+    with pytest.raises(BudgetError, match="Model doesn't fit h100"):
+        cd.plan(model, "h100", batch, sequences=1, memory=cd.Memory(device="1KiB"))
