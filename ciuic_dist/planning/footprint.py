@@ -96,8 +96,11 @@ def _landing(root: int, largest: int, total: int, choice: Choice, machine: Machi
     """Gradients on their way to being reduced, the root's among them, which come over the whole backward."""
     if machine.world == 1:
         return root
-    takes_turns = choice.stage >= 2 or (spills if machine.shared else choice.accumulation == 1)
-    return min(_IN_FLIGHT * largest + root, total) if takes_turns else total
+    waiting = total if choice.stage < 2 and choice.accumulation > 1 else 0  # for the last micro-batch's
+    in_turn = min(_IN_FLIGHT * largest + root, total)
+    if machine.shared:  # beside those, a mailbox
+        return waiting + (in_turn if choice.stage >= 2 or spills else total)
+    return max(waiting, in_turn)
 
 
 def _staying(sizes: list[int], choice: Choice) -> list[int]:

@@ -1,0 +1,1 @@
+"""What the planner says of trainings whose figures others have published."""
