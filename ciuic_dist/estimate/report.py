@@ -8,7 +8,7 @@ from itertools import groupby
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan, UnitPlan
 
-_GIB = 1 << 30
+_UNITS = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20}
 
 
 def describe(plan: Plan) -> str:
@@ -19,7 +19,7 @@ def describe(plan: Plan) -> str:
 def _lines(plan: Plan) -> Iterator[str]:
     parameters = sum(unit.parameters for unit in plan.units)
     training, predicted = plan.training, plan.predicted
-    yield f"{plan.model}: {parameters / 1e9:.2f}B parameters, {training.precision}, on {_machine(plan.machine)}"
+    yield f"{plan.model}: {_parameters(parameters)}, {training.precision}, on {_machine(plan.machine)}"
     yield (
         f"a step: {training.sequences} sequences of {training.length} tokens, "
         f"{'clipped' if training.clips else 'updated in the backward'}, {training.state_dtype} optimizer state"
@@ -51,6 +51,10 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield "would help: " + "; ".join(f"{entry.change}: +{entry.gain:.0%}" for entry in plan.advice[:3])
 
 
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:.2f}B parameters" if count >= 1e8 else f"{count / 1e6:.2f}M parameters"
+
+
 def _machine(machine: Machine) -> str:
     nodes = f"{machine.nodes} nodes of " if machine.nodes > 1 else ""
     devices = f"{machine.devices} devices" if machine.devices > 1 else "one device"
@@ -74,7 +78,8 @@ def _way(unit: UnitPlan) -> str:
 
 
 def _size(nbytes: float) -> str:
-    return f"{nbytes / _GIB:.2f} GiB" if nbytes < 1000 * _GIB else f"{nbytes / _GIB / 1024:.2f} TiB"
+    units = [unit for unit, size in _UNITS.items() if nbytes >= size] or ["MiB"]
+    return f"{nbytes / _UNITS[units[0]]:.2f} {units[0]}"
 
 
 def _seconds(seconds: float) -> str:

@@ -35,6 +35,7 @@ NOT_RUN = {
     "python -m benchmarks.engines": "it takes long and wants a quiet machine",
     "python -m benchmarks.zoo": "it takes long; tests/dist tries a part of the zoo",
     "python -m benchmarks.state8": "it trains for minutes",
+    "python -m benchmarks.plan": "it trains for minutes, and wants a quiet machine",
 }
 
 
@@ -58,6 +59,7 @@ def _shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment["OMP_NUM_THREADS"] = "1"
+    environment["XDG_CACHE_HOME"] = str(folder.parent / "cache")
     return subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
