@@ -9,10 +9,10 @@ from statistics import mean, median
 from typing import Any, Final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ciuic_dist.comm import groups
+from ciuic_dist.comm.collectives import start_gather
 from ciuic_dist.comm.room import available
 from ciuic_dist.estimate.drive import measure_drive
 from ciuic_dist.planning.machine import Machine
@@ -106,7 +106,7 @@ def _gather_rate(where: torch.device) -> float:
         return 0.0
     part = torch.ones(_COPIED // world, dtype=torch.uint8, device=where)
     whole = torch.empty(len(part) * world, dtype=torch.uint8, device=where)
-    return len(part) * (world - 1) / _seconds(lambda: dist.all_gather_into_tensor(whole, part), where)
+    return len(part) * (world - 1) / _seconds(lambda: start_gather(whole, part, "a probe").land(), where)
 
 
 def _seconds(work: Callable[[], object], where: torch.device) -> float:
