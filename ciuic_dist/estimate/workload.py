@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from ciuic_dist.estimate.calls import Clock
 from ciuic_dist.estimate.phantom import phantom
@@ -18,7 +19,15 @@ from ciuic_dist.planning.profile import Profile, extrapolate
 from ciuic_dist.sharding.shard import PRECISIONS, exact_parameters
 from ciuic_dist.sharding.units import UnitRule, find_units
 
-Batch = Mapping[str, Tensor]
+Batch = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
+"""What a forward is given, by name or by place."""
+
+
+def given(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Arguments by place, and by name."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), {}
 
 
 def causal_batch(length: int) -> Batch:
@@ -64,8 +73,8 @@ def _traced(
         step = _Step(model, specs, fused_attention)
         held = {f"model.{name}": _absent(p, None if p in exact else dtype) for name, p in model.named_parameters()}
         held |= {f"model.{name}": _absent(buffer, None) for name, buffer in model.named_buffers()}
-        inputs = {name: _repeated(value, count) for name, value in batch.items()}
-        profile, calls = functional_call(step, held, kwargs=inputs)
+        args, kwargs = tree_map(lambda value: _repeated(value, count), given(batch))
+        profile, calls = functional_call(step, held, args, kwargs)
     return profile if clock is None else _timed(profile, calls, clock)
 
 
@@ -85,9 +94,9 @@ class _Step(nn.Module):
         self._units = units
         self._fused_attention = fused_attention
 
-    def forward(self, **inputs: Any) -> tuple[Profile, tuple[Calls, ...]]:
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Profile, tuple[Calls, ...]]:
         def loss() -> Tensor:
-            out = self.model(**inputs)
+            out = self.model(*args, **kwargs)
             value: Tensor = out.loss if hasattr(out, "loss") else out.float().mean()
             return value
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from ciuic_dist.estimate.machines import load
 from ciuic_dist.estimate.planner import make_plan
-from ciuic_dist.estimate.workload import profiles
+from ciuic_dist.estimate.workload import Batch, given, profiles
 from ciuic_dist.memory.budget import Memory, parse_size
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
@@ -21,7 +21,7 @@ from ciuic_dist.sharding.units import UnitRule
 def plan(
     model: nn.Module | Callable[[], nn.Module],
     machine: str | Machine,
-    batch: Mapping[str, Tensor],
+    batch: Batch,
     *,
     sequences: int,
     memory: Memory | None = None,
@@ -33,10 +33,10 @@ def plan(
     """The best way to train ``model`` on ``machine``, and what it takes. Nothing is allocated or computed.
 
     ``model``: a module, also on meta, or what makes one. ``machine``: a name such as "8xh100", the path of a YAML
-    file, or a Machine. ``batch``: the keyword arguments of a forward for one sample, of which only the shapes count;
-    ``sequences``: samples of a step, over all ranks. ``memory``: what tiers may hold, where that is less
-    than the machine has. ``stage`` None: to be chosen. ``clips``: gradients are clipped, so nothing is updated
-    before the backward is over.
+    file, or a Machine. ``batch``: what a forward is given for one sample (a tensor, several, or a dict by name), of
+    which only the shapes count; ``sequences``: samples of a step, over all ranks. ``memory``: what tiers may hold,
+    where that is less than the machine has. ``stage`` None: to be chosen. ``clips``: gradients are clipped, so
+    nothing is updated before the backward is over.
 
     Raises ConfigError for a machine that there isn't, BudgetError where nothing fits, with the least that would,
     ValueError where ``sequences`` can't be divided among the ranks.
@@ -44,7 +44,8 @@ def plan(
     module = model if isinstance(model, nn.Module) else model()
     where = load(machine) if isinstance(machine, str) else machine
     where = where if memory is None else within(where, memory)
-    length = max((value.shape[1] for value in batch.values() if value.dim() > 1), default=1)
+    args, kwargs = given(batch)
+    length = max((value.shape[1] for value in (*args, *kwargs.values()) if value.dim() > 1), default=1)
     precision = mixed_precision or "fp32"
     training = Training(sequences, length, precision, clips=clips)
     profile_of = profiles(module, batch, precision=mixed_precision, units=units, fused_attention=not where.shared)

@@ -15,6 +15,7 @@ from ciuic_dist.comm import groups
 from ciuic_dist.comm.agreement import agree
 from ciuic_dist.comm.shared import open_pool
 from ciuic_dist.memory.budget import Memory
+from ciuic_dist.planning.plan import Plan
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.exchange.board import BoardLayout
 from ciuic_dist.sharding.exchange.collective import CollectiveExchange
@@ -27,6 +28,7 @@ from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.guards import guard
 from ciuic_dist.sharding.hooks import install
 from ciuic_dist.sharding.layout import PAGED_SHARD_MULTIPLE, SHARD_MULTIPLE, divide, lay_out
+from ciuic_dist.sharding.planned import memory_of, staying
 from ciuic_dist.sharding.registry import is_sharded, register
 from ciuic_dist.sharding.sharded import Sharded
 from ciuic_dist.sharding.spill import Spill
@@ -45,7 +47,7 @@ def shard(
     memory: Memory | None = None,
     mixed_precision: str | None = None,
     units: UnitRule = None,
-    plan: None = None,
+    plan: Plan | None = None,
 ) -> nn.Module:
     """Shard ``model`` in place over the ranks of ``init`` and return it; every rank calls it alike.
 
@@ -56,28 +58,35 @@ def shard(
     Rank 0's values count; a model on the meta device gets those that its own initialisation would give.
 
     ``memory``: what each tier may hold; None: all the device has, nothing is spilled.
+    ``plan``: says the stage and the precision, the budgets as far as ``memory`` doesn't, and which units stay full.
+    Micro-batches are the loop's own, and so is recomputing everything (``plan.recompute``), by the model's means.
 
-    Raises ValueError for arguments that can't be, BudgetError for a budget that can't be met,
-    NotImplementedError for ``plan``, Disagreement where ranks pass different models or arguments; nothing is
-    allocated before.
+    Raises ValueError for arguments that can't be and for a plan of another model, BudgetError for a budget that can't
+    be met, Disagreement where ranks pass different models or arguments; nothing is allocated before.
     """
-    _check(model, stage, mixed_precision, plan)
+    specs = find_units(model, units)
+    stays: frozenset[str] = frozenset()
+    if plan is not None:
+        stays = staying(plan, [spec.name for spec in specs if spec.name])
+        stage, memory = plan.stage, memory_of(plan, memory)
+        mixed_precision = mixed_precision or ("bf16" if plan.training.precision == "bf16" else None)
+    _check(model, stage, mixed_precision)
     groups.init(groups.timeout_seconds())
     spill = _spill(memory)
-    specs = find_units(model, units)
     device = groups.device()
     world = groups.world_size() if stage else 1
     owner = groups.rank() if stage else 0
     compute_dtype = PRECISIONS[mixed_precision]
     made = [_make_unit(i, spec, world, owner, compute_dtype, device, spill) for i, spec in enumerate(specs)]
-    agree("sharded model", _describe(made, stage, mixed_precision) | {"memory": str(memory)})
+    described = _describe(made, stage, mixed_precision)
+    agree("sharded model", described | {"memory": str(memory), "plan": None if plan is None else plan.digest})
     flats = [flat for unit in made for flat in unit.flats]
     exchange = _choose_exchange(model, made, stage, device, spill)
     exchange.place(flats)
     if spill is not None:
         spill.begin(exchange.usage(), [shards_of(unit) for unit in made])
     for unit in made:
-        unit.keep_full = exchange.keeps_full
+        unit.keep_full = exchange.keeps_full or (spill is None and unit.name in stays)
         if exchange.gathers:
             unit.move(UnitState.SHARDED)
     fill(model, flats, device)
@@ -105,13 +114,11 @@ def _spill(memory: Memory | None) -> Spill | None:
     return None if budgets.device is None else Spill(budgets, groups.device())
 
 
-def _check(model: nn.Module, stage: int, mixed_precision: str | None, plan: None) -> None:
+def _check(model: nn.Module, stage: int, mixed_precision: str | None) -> None:
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"stage must be 0, 1, 2 or 3, got {stage!r}")
     if mixed_precision not in PRECISIONS:
         raise ValueError(f"mixed_precision must be None or 'bf16', got {mixed_precision!r}")
-    if plan is not None:
-        raise NotImplementedError("plans are not supported yet: pass plan=None")
     if is_sharded(model):
         raise ValueError("this model, or a part of it, is sharded already")
     if next(model.parameters(), None) is None:

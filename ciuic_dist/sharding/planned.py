@@ -1,0 +1,44 @@
+"""What a plan says about sharding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ciuic_dist.memory.budget import BudgetError, Memory
+from ciuic_dist.planning.plan import Plan
+
+
+def memory_of(plan: Plan, memory: Memory | None) -> Memory | None:
+    """The budgets of ``plan``; ``memory`` goes before it where it says something, and knows the folder of NVMe.
+
+    Units whose activations have different ways find theirs by themselves, within the same budget. Raises BudgetError
+    where a folder is missing.
+    """
+    if not plan.spills:
+        return memory
+    given = memory or Memory()
+    if plan.nvme and given.nvme is None:
+        raise BudgetError(
+            f"this plan spills {plan.nvme} bytes to NVMe: name the folder, as memory=cd.Memory(nvme='/folder:size')"
+        )
+    ways = {unit.activations for unit in plan.units[:-1]}
+    way = str(next(iter(ways))) if len(ways) == 1 and not plan.recompute else "auto"
+    device = plan.device if given.device is None else given.device
+    host = (plan.host or None) if given.host is None else given.host
+    return replace(given, device=device, host=host, activations=way)
+
+
+def staying(plan: Plan, units: Sequence[str]) -> frozenset[str]:
+    """Names of the units that stay full from their forward to the update. Raises ValueError for another model's plan.
+
+    ``units``: the model's, without the root.
+    """
+    planned = [unit.name for unit in plan.units[:-1]]
+    if planned != list(units):
+        first = next((name for name in (*units, *planned) if (name in units) != (name in planned)), "their order")
+        raise ValueError(
+            f"the plan is for {plan.model}, with {len(planned)} units, and this model has {len(units)}: the first "
+            f"difference is {first}; make a plan for this model, with the same units="
+        )
+    return frozenset(unit.name for unit in plan.units[:-1] if unit.gathered)

@@ -1,0 +1,86 @@
+"""A model sharded as a plan says trains as without it, and keeps full what the plan keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ciuic_dist as cd
+from ciuic_dist.comm.groups import rank
+from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.plan import Plan
+from tests.dist.launch import launch
+from tests.dist.spilling import Deep
+from tests.dist.training import Sample, Task, made, mean_square
+
+BLOCKS = 4
+HOSTS = Machine("two hosts", 2, 1, 1 << 30, 1e12, 1e12, 1e10, 1e-6, network=1e9, nvme=1 << 30, read=1e9, write=1e9)
+
+
+def small() -> nn.Module:
+    return Deep(BLOCKS, 16)
+
+
+def plan_of(gathered: int, stage: int = 3) -> Plan:
+    found = cd.plan(small, HOSTS, torch.empty(1, 8), sequences=8, stage=stage)
+    units = [replace(unit, gathered=index >= BLOCKS - gathered) for index, unit in enumerate(found.units)]
+    return replace(found, units=tuple(units))
+
+
+def train(plan: Plan | None, memory: cd.Memory | None = None) -> tuple[dict[str, Tensor], list[int], int | None]:
+    """The parameters after three steps, gathers of blocks in each, and the device's budget."""
+    model = cd.shard(made(Task(small)), memory=memory, plan=plan)
+    optimizer = cd.AdamW(model.parameters())
+    gathers = []
+    for step in range(3):
+        before = cd.status(model).gathers
+        mean_square(model, Sample(rank(), step, 0)).backward()
+        gathers.append(cd.status(model).gathers - before)
+        optimizer.step()
+        optimizer.zero_grad()
+    budget = cd.status(model).tiers["device"].budget
+    return cd.full_state_dict(model), gathers, budget
+
+
+@pytest.mark.parametrize("gathered", [0, 1, BLOCKS])
+def test_units_that_stay_are_gathered_once_a_step(gathered: int) -> None:
+    expected = launch(train, None, shared=False)
+    found = launch(train, plan_of(gathered), shared=False)
+    for (state, gathers, _), (plain, unplanned, _) in zip(found, expected, strict=True):
+        torch.testing.assert_close(state, plain, rtol=0.0, atol=0.0)
+        assert unplanned[1:] == [2 * BLOCKS + 1] * 2, "each block for forward and backward, the root once"
+        assert gathers[1:] == [2 * BLOCKS + 1 - gathered] * 2
+
+
+def test_a_plan_that_spills_brings_its_budget(tmp_path: Path) -> None:
+    plan = replace(plan_of(0), spills=True, device=600_000, nvme=1 << 20)
+    memory = cd.Memory(nvme=f"{tmp_path}:8MB")
+    for (state, _, budget), (plain, _, _) in zip(
+        launch(train, plan, memory, shared=False), launch(train, None, shared=False), strict=True
+    ):
+        assert budget == 600_000
+        torch.testing.assert_close(state, plain, rtol=0.0, atol=0.0)
+
+
+def test_a_plan_that_spills_to_nvme_wants_a_folder() -> None:
+    plan = replace(plan_of(0), spills=True, device=600_000, nvme=1 << 20)
+    with pytest.raises(ValueError, match="name the folder"):
+        cd.shard(small(), plan=plan)
+
+
+def test_a_plan_of_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the plan is for .* with 4 units, and this model has 3"):
+        cd.shard(Deep(BLOCKS - 1, 16), plan=plan_of(0))
+
+
+def other_plans() -> None:
+    cd.shard(small(), plan=plan_of(rank()))
+
+
+def test_ranks_with_different_plans_are_told() -> None:
+    with pytest.raises(Exception, match="plan"):
+        launch(other_plans, shared=False)
