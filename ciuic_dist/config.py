@@ -25,10 +25,14 @@ def _demand(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """Where a run leaves its files: ``folder/name``; None names it after the model and the engine."""
+    """Where a run leaves its files: ``folder/name``; None names it after the model and the engine.
+
+    ``plan`` is the path of a plan to follow.
+    """
 
     name: str | None = None
     folder: str = "runs"
+    plan: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ciuic_dist.loop.run import run
     from ciuic_dist.memory.budget import BudgetError
     from ciuic_dist.memory.tier import PageError
+    from ciuic_dist.planning.plan import PlanError
 
     try:
         return run(config)
-    except (ConfigError, DataError, BudgetError) as error:
+    except (ConfigError, DataError, BudgetError, PlanError) as error:
         return _complain(error, code=2)
     except (Disagreement, PeerLost, PageError) as error:
         return _complain(error, code=1)

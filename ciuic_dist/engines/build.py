@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ciuic_dist.config import ConfigError, EngineConfig, MemoryConfig, OptimizerConfig, TrainConfig
 from ciuic_dist.engines.base import Engine
+from ciuic_dist.planning.plan import Plan
 from ciuic_dist.sharding.units import find_units
 
 _ENGINES: Final = {"paged": "PagedEngine", "fsdp2": "FSDP2Engine", "deepspeed": "DeepSpeedEngine"}
@@ -25,12 +26,17 @@ def build(
     optimizer: OptimizerConfig,
     train: TrainConfig,
     memory: MemoryConfig | None = None,
+    plan: Plan | None = None,
 ) -> Engine:
-    """Spread ``model`` (it may be deferred, on meta) over the ranks, within ``memory``.
+    """Spread ``model`` (it may be deferred, on meta) over the ranks, within ``memory`` and as ``plan`` says.
 
     Raises ConfigError where the model or the engine cannot do what the settings ask.
     """
-    options = {}
+    options: dict[str, Any] = {}
+    if plan is not None:
+        if config.name != "paged":
+            raise ConfigError(f"engine={config.name} follows no plans: leave run.plan out, or use engine=paged")
+        options["plan"] = plan
     if memory is not None and memory != MemoryConfig():
         if config.name != "paged":
             raise ConfigError(f"engine={config.name} has no memory budgets: leave memory.* out, or use engine=paged")

@@ -15,6 +15,7 @@ from ciuic_dist.memory.budget import Memory
 from ciuic_dist.monitor.spilling import Spilling
 from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.optim.adamw import AdamW
+from ciuic_dist.planning.plan import Plan
 from ciuic_dist.sharding.clip import clip_grad_norm_
 from ciuic_dist.sharding.registry import sharded_of
 from ciuic_dist.sharding.shard import shard
@@ -35,10 +36,11 @@ class PagedEngine(Evaluates):
         optimizer: OptimizerConfig,
         train: TrainConfig,
         memory: MemoryConfig | None = None,
+        plan: Plan | None = None,
     ) -> None:
         precision = "bf16" if train.precision == "bf16" else None
         budget = None if memory is None else Memory(memory.device, memory.host, memory.nvme, memory.activations)
-        self.model = shard(model, stage=engine.stage, memory=budget, mixed_precision=precision)
+        self.model = shard(model, stage=engine.stage, memory=budget, mixed_precision=precision, plan=plan)
         self.optimizer = AdamW(
             self.model.parameters(),
             lr=optimizer.lr,

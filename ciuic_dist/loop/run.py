@@ -22,11 +22,13 @@ from ciuic_dist.data.sources import describe
 from ciuic_dist.engines.build import build as build_engine
 from ciuic_dist.loop.folder import RunFolder
 from ciuic_dist.loop.peers import PeerWatch
+from ciuic_dist.loop.planned import compared, follow, read_plan
 from ciuic_dist.loop.schedule import micro_batch_of
 from ciuic_dist.loop.signals import StopRequest
 from ciuic_dist.loop.trainer import Trainer
 from ciuic_dist.models.build import build as build_model
 from ciuic_dist.monitor.plots import plot_losses
+from ciuic_dist.planning.plan import Plan
 
 FINISHED: Final = 0
 STOPPED: Final = 75  # "temporary failure" in sysexits.h: the same command goes on
@@ -41,6 +43,8 @@ def run(config: Config) -> int:
     _use_cores()
     groups.init(config.engine.timeout)
     try:
+        plan = read_plan(config, groups.world_size())
+        config = follow(config, plan)
         agree("setup", _description(config))
         micro_batch_of(config.train, groups.world_size())
         with PeerWatch(), StopRequest() as stop:
@@ -48,7 +52,7 @@ def run(config: Config) -> int:
             model = build_model(config.model, vocab_size=corpus.vocab_size, seed=config.train.seed)
             folder = RunFolder(config)
             try:
-                return _run(config, corpus, model, folder, stop)
+                return _run(config, corpus, model, folder, stop, plan)
             finally:
                 folder.release()
     finally:
@@ -56,7 +60,9 @@ def run(config: Config) -> int:
             dist.destroy_process_group()
 
 
-def _run(config: Config, corpus: data.Corpus, model: nn.Module, folder: RunFolder, stop: StopRequest) -> int:
+def _run(
+    config: Config, corpus: data.Corpus, model: nn.Module, folder: RunFolder, stop: StopRequest, plan: Plan | None
+) -> int:
     first, changes = on_rank_zero(folder.claim)
     if changes:
         _say(f"settings that are not what they were in {folder.path}: {', '.join(changes)}")
@@ -64,7 +70,11 @@ def _run(config: Config, corpus: data.Corpus, model: nn.Module, folder: RunFolde
         _say(f"{folder.path} is finished: {first} steps. More train.steps continue it, another run.name starts anew")
         return FINISHED
     _say(_header(config, corpus, model))
-    engine = build_engine(config.engine, model, optimizer=config.optimizer, train=config.train, memory=config.memory)
+    if plan is not None and groups.rank() == 0:
+        (folder.path / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+    engine = build_engine(
+        config.engine, model, optimizer=config.optimizer, train=config.train, memory=config.memory, plan=plan
+    )
     try:
         if first:
             _say(f"resuming {folder.path} after step {first}")
@@ -74,6 +84,8 @@ def _run(config: Config, corpus: data.Corpus, model: nn.Module, folder: RunFolde
         engine.close()
     if groups.rank() == 0:
         plot_losses(folder.metrics, folder.path / "loss.png")
+        if plan is not None:
+            _say(compared(plan, folder.metrics) or "too few steps to compare with the plan")
     if done < config.train.steps:
         _say(f"stopped by a signal after step {done} of {config.train.steps}; the same command goes on from there")
         return STOPPED

@@ -12,6 +12,10 @@ from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.training import Choice, Training
 
 
+class PlanError(ValueError):
+    """A plan that is for something else; says what."""
+
+
 @dataclass(frozen=True, slots=True)
 class UnitPlan:
     """What happens to one unit."""

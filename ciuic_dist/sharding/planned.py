@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ciuic_dist.memory.budget import BudgetError, Memory
-from ciuic_dist.planning.plan import Plan
+from ciuic_dist.planning.plan import Plan, PlanError
 
 
 def memory_of(plan: Plan, memory: Memory | None) -> Memory | None:
@@ -20,7 +20,8 @@ def memory_of(plan: Plan, memory: Memory | None) -> Memory | None:
     given = memory or Memory()
     if plan.nvme and given.nvme is None:
         raise BudgetError(
-            f"this plan spills {plan.nvme} bytes to NVMe: name the folder, as memory=cd.Memory(nvme='/folder:size')"
+            f"this plan spills {plan.nvme} bytes to NVMe: name the folder, as memory=cd.Memory(nvme='/folder:size') "
+            f"or memory.nvme=/folder:size"
         )
     ways = {unit.activations for unit in plan.units[:-1]}
     way = str(next(iter(ways))) if len(ways) == 1 and not plan.recompute else "auto"
@@ -30,14 +31,14 @@ def memory_of(plan: Plan, memory: Memory | None) -> Memory | None:
 
 
 def staying(plan: Plan, units: Sequence[str]) -> frozenset[str]:
-    """Names of the units that stay full from their forward to the update. Raises ValueError for another model's plan.
+    """Names of the units that stay full from their forward to the update. Raises PlanError for another model's plan.
 
     ``units``: the model's, without the root.
     """
     planned = [unit.name for unit in plan.units[:-1]]
     if planned != list(units):
         first = next((name for name in (*units, *planned) if (name in units) != (name in planned)), "their order")
-        raise ValueError(
+        raise PlanError(
             f"the plan is for {plan.model}, with {len(planned)} units, and this model has {len(units)}: the first "
             f"difference is {first}; make a plan for this model, with the same units="
         )
