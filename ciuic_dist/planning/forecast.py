@@ -130,14 +130,14 @@ def _failure(profile: Profile, machine: Machine, training: Training, choice: Cho
     """What would do: pages grow with the device, and with them what passes."""
     activations = _offloaded(profile, choice)
     below = machine.node_host + machine.node_nvme
-    needs = footprint(profile, training, choice, machine)
+    needs = footprint(profile, training, choice, machine, spills=True)
     lacking = None if needs.least > machine.memory else _short(needs, machine) + activations - below
     if activations > below:
         return DoesNotFit(None, lacking, needs)
     device, wanted = 0, machine.memory
     while device < wanted:
         device = wanted
-        there = footprint(profile, training, choice, replace(machine, memory=device))
+        there = footprint(profile, training, choice, replace(machine, memory=device), spills=True)
         wanted = min(there.total, there.least + max(0, there.spillable + activations - below))
     return DoesNotFit(device, lacking, needs)
 

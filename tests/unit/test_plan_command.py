@@ -27,7 +27,7 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> Plan:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["+model=llama"], "no machine: add machine=<name>; there are 64xh100, 8xa100"),
+        (["+model=llama"], "no machine: add machine=<name>; there are probe, 64xh100, 8xa100"),
         (["+model=llama", "machine=8xh10"], "there is no machine 8xh10: did you mean 8xh100?"),
         (["+model=llama", "machine=desk.yaml"], "machine=desk.yaml can't be read: No such file or directory"),
         (["+model=lama", "machine=h100"], "no model lama: did you mean llama?"),

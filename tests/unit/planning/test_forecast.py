@@ -20,7 +20,7 @@ from tests.unit.planning.jobs import MIB, kept, machine, page_of, stack
 
 MODEL = stack([1_000_000] * 8, 1000)
 TRAINING = Training(1, 8)
-TOTAL = footprint(MODEL, TRAINING, kept(MODEL), machine()).total
+TOTAL = footprint(MODEL, TRAINING, kept(MODEL), machine(), spills=True).total
 
 Job = tuple[Profile, Machine, Training]
 
@@ -38,7 +38,7 @@ def fits(profile: Profile, where: Machine, training: Training, choice: Choice) -
 def test_nothing_is_spilled_that_fits(job: Job, data: st.DataObject) -> None:
     profile, where, training = job
     choice = replace(data.draw(jobs.choices(profile, where)), below=False)
-    where = replace(where, memory=footprint(profile, training, choice, where).total)
+    where = replace(where, memory=footprint(profile, training, choice, where, spills=False).total)
     found = forecast(profile, where, training, choice)
     assert found.spilled == Spilled()
     assert (found.device, found.host, found.nvme, found.up, found.down) == (where.memory, 0, 0, 0, 0)
