@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -109,8 +109,8 @@ def _here(cache: Cache | None, config: Config) -> Machine:
     known = None if cache is None else cache.machine
     folder, _, size = (config.memory.nvme or "").rpartition(":")
     wanted = parse_size(size, "memory.nvme") if folder else 0
-    if known is not None and known.nvme >= wanted:
-        return known
+    if known is not None and (known.read or not wanted):
+        return replace(known, nvme=wanted)
     return probe(Path(folder) if folder else None, wanted)
 
 

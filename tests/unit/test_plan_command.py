@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import ciuic_dist as cd
 from ciuic_dist.config import ConfigError
+from ciuic_dist.estimate import calls, probe
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.plan.__main__ import main
 from ciuic_dist.planning.activations import Way
@@ -106,6 +107,42 @@ def test_a_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main([*SHORT, "machine=8xh100", "--picture", str(path)]) == 0
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "8xh100" in capsys.readouterr().out
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Measuring takes a moment, and nothing is known yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, size in (("_SIDE", 64), ("_COPIED", 1 << 16), ("_UPDATED", 1 << 10), ("_WRITTEN", 32 << 20)):
+        monkeypatch.setattr(probe, name, size)
+    monkeypatch.setattr(calls, "_ENOUGH", 0.0)
+
+
+@pytest.mark.usefixtures("little")
+def test_this_machine_is_measured_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = asked(capsys, "machine=probe")
+    assert (first.machine.name, first.machine.world, first.machine.shared) == ("this machine", 1, True)
+    assert (first.training.precision, first.training.sequences) == ("fp32", 12), "as train has it"
+    assert first.predicted.seconds > 0
+
+    def measure(*_: object) -> float:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(calls, "_timed", measure)
+    monkeypatch.setattr(probe, "_seconds", measure)
+    assert asked(capsys, "machine=probe") == first
+
+
+@pytest.mark.usefixtures("little")
+def test_a_drive_that_was_measured_is_used_by_those_only_who_ask_for_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "drive").mkdir()
+    assert asked(capsys, "machine=probe").machine.nvme == 0
+    made = asked(capsys, "machine=probe", f"memory.nvme={tmp_path / 'drive'}:1GiB").machine
+    assert (made.nvme, made.read > 0, made.write > 0) == (1 << 30, True, True)
+    assert list((tmp_path / "drive").iterdir()) == []
+    assert asked(capsys, "machine=probe").machine.nvme == 0
 
 
 def test_help_lists_the_machines(capsys: pytest.CaptureFixture[str]) -> None:
