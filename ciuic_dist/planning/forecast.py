@@ -88,7 +88,7 @@ def forecast(profile: Profile, machine: Machine, training: Training, choice: Cho
     if spilled is None:
         raise _failure(profile, machine, training, choice)
     played = lanes(profile, machine, training, choice)
-    up, down = _moved(spilled, choice)
+    up, down = _moved(spilled, machine, choice)
     resources = _resources(played, machine, spilled, up, down)
     below = spilled.total
     return Forecast(
@@ -154,11 +154,15 @@ def _goes(choice: Choice, unit: int) -> bool:
     return choice.ways[unit] is not Way.KEEP
 
 
-def _moved(spilled: Spilled, choice: Choice) -> tuple[float, float]:
-    """Bytes up and down in a step: parameters come for every forward and backward and leave when they have changed."""
+def _moved(spilled: Spilled, machine: Machine, choice: Choice) -> tuple[float, float]:
+    """Bytes up and down in a step: parameters come for every forward and backward and leave when they have changed.
+
+    Gradients come and leave with every micro-batch that is reduced, which each adds to what there is.
+    """
     often = choice.accumulation
-    up = spilled.state + spilled.gradients + spilled.parameters * 2 * often + spilled.activations * often
-    down = spilled.state + spilled.gradients + spilled.parameters + spilled.activations * often
+    gradients = spilled.gradients * (often if machine.world == 1 or choice.stage >= 2 else 1)
+    up = spilled.state + gradients + spilled.parameters * 2 * often + spilled.activations * often
+    down = spilled.state + gradients + spilled.parameters + spilled.activations * often
     return float(up), float(down)
 
 

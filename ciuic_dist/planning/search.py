@@ -18,6 +18,9 @@ _EQUAL = 0.005
 _SHARES = (0.0, 0.25, 0.5, 0.75)
 """Of the units, whose activations are kept where those of the others go to a lower tier."""
 
+_PLAYED = 24
+"""So many choices that spill are played, the most promising ones: each takes a while."""
+
 ProfileOf = Callable[[int], Profile]
 """The profile of a micro-batch of so many sequences."""
 
@@ -70,11 +73,12 @@ def search(profile_of: ProfileOf, machine: Machine, training: Training, limits: 
 def _quickest(
     fitting: list[tuple[Choice, Forecast]], profile_of: ProfileOf, machine: Machine, training: Training
 ) -> Iterator[tuple[Choice, Forecast]]:
-    """Choices with their transfers played, as long as any that is left might be quicker."""
-    best = math.inf
+    """Choices with their transfers played, as long as any that is left might be quicker, up to a number."""
+    best, played = math.inf, 0
     for choice, expected in sorted(fitting, key=lambda entry: entry[1].seconds):
-        if expected.seconds > best * (1 + _EQUAL):
+        if expected.seconds > best * (1 + _EQUAL) or played == _PLAYED:
             return
+        played += expected.spilled.total > 0
         found = with_transfers(profile_of(choice.micro_batch), machine, training, choice, expected)
         best = min(best, found.seconds)
         yield choice, found

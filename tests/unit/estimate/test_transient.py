@@ -50,7 +50,8 @@ def _peak(model: nn.Module, count: int) -> int:
     with LiveBytes() as live, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' own, of checkpointing
         model(input_ids=ids, labels=ids).loss.backward()
-    return live.peak
+    peak: int = live.peak
+    return peak
 
 
 def _drop(parameter: nn.Parameter) -> None:

@@ -150,7 +150,6 @@ def test_stages_divide_among_the_ranks(
     assert found.passing == 3 * LARGEST * 2 // (4 if stage == 3 else 1) + 12 * PAGE
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(
     ("stage", "spills", "parameters", "ranks", "fixed"),
     [
@@ -164,10 +163,10 @@ def test_stages_divide_among_the_ranks(
     ],
 )
 def test_ranks_of_one_host_share_parameters_and_have_mailboxes(
-    stage: int, accumulation: int, spills: bool, parameters: int, ranks: int, fixed: int
+    stage: int, spills: bool, parameters: int, ranks: int, fixed: int
 ) -> None:
     where = replace(machine(devices=4), shared=True)
-    found = footprint(FOUR, Training(8, 8), kept(FOUR, stage, accumulation), where, spills=spills)
+    found = footprint(FOUR, Training(8, 8), kept(FOUR, stage), where, spills=spills)
     assert (found.parameters, found.fixed) == (parameters, fixed * 2)
     assert (found.gradients, found.state) == (ALL * 4 // ranks, ALL * 10 // ranks)
 

@@ -80,18 +80,29 @@ def test_what_is_spilled_by_hand(short: int, spilled: object) -> None:
     assert (found.device, found.host) == (where.memory, short + passing)
 
 
-def test_parameters_move_for_every_pass_and_the_rest_once() -> None:
+def test_parameters_move_for_every_pass_gradients_for_every_micro_batch_and_state_once() -> None:
     where = machine(TOTAL - 115_000_000, host=1 << 30, link=1e8)
     choice = replace(kept(MODEL, accumulation=3), ways=(Way.OFFLOAD,) * 8, below=True)
     found = forecast(MODEL, where, TRAINING, choice)
     spilled = found.spilled
     assert spilled.activations == 8000
     assert spilled.parameters > 0
-    assert found.up == spilled.state + spilled.gradients + 6 * spilled.parameters + 3 * 8000
-    assert found.down == spilled.state + spilled.gradients + spilled.parameters + 3 * 8000
+    assert found.up == spilled.state + 3 * spilled.gradients + 6 * spilled.parameters + 3 * 8000
+    assert found.down == spilled.state + 3 * spilled.gradients + spilled.parameters + 3 * 8000
     assert found.resources["link to the host"] == pytest.approx(found.up / 1e8)
     both = forecast(MODEL, replace(where, duplex=False), TRAINING, choice)
     assert both.resources["link to the host"] == pytest.approx((found.up + found.down) / 1e8)
+
+
+@pytest.mark.parametrize(("devices", "stage", "times"), [(1, 0, 4), (2, 0, 1), (2, 1, 1), (2, 2, 4), (2, 3, 4)])
+def test_gradients_move_as_often_as_they_are_reduced(devices: int, stage: int, times: int) -> None:
+    """With several ranks below stage 2 that is once a step: until then each has its own."""
+    where = machine(26 * MIB, devices=devices, host=1 << 30)
+    found = forecast(MODEL, where, Training(4 * devices, 8), kept(MODEL, stage, accumulation=4))
+    spilled = found.spilled
+    assert spilled.gradients > 0
+    assert found.up == spilled.state + times * spilled.gradients + 8 * spilled.parameters
+    assert found.down == spilled.state + times * spilled.gradients + spilled.parameters
 
 
 def test_a_slow_link_to_the_host_bounds_the_step() -> None:
