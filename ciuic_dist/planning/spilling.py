@@ -15,7 +15,7 @@ from ciuic_dist.planning.trace import Item, Trace
 from ciuic_dist.planning.training import Choice, Training
 from ciuic_dist.planning.two_tier import BudgetTooSmall, TwoTier
 
-_PAGES = 128
+_PAGES = 64
 """About so many pages of state are played: more of them take longer and tell little more."""
 
 
@@ -46,14 +46,17 @@ def with_transfers(
 def _played(
     profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast
 ) -> tuple[float, ...]:
-    """Seconds of a step, bytes up and bytes down. What a second micro-batch adds, every further one adds as well."""
-    counts = range(1, min(choice.accumulation, 2) + 1)
-    outcomes = [
-        simulate(trace, _two_tier(trace, machine, choice, expected), rotating())
-        for trace in (_trace(profile, machine, training, choice, expected, count) for count in counts)
-    ]
-    first, last = ((outcome.seconds, outcome.up, outcome.down) for outcome in (outcomes[0], outcomes[-1]))
-    return tuple(one + (choice.accumulation - 1) * (two - one) for one, two in zip(first, last, strict=True))
+    """Seconds of a step, bytes up and bytes down. What a third micro-batch adds, every further one adds as well."""
+
+    def play(count: int) -> tuple[float, ...]:
+        trace = _trace(profile, machine, training, choice, expected, count)
+        outcome = simulate(trace, _two_tier(trace, machine, choice, expected), rotating())
+        return outcome.seconds, outcome.up, outcome.down
+
+    more = choice.accumulation - 3
+    if more <= 0:
+        return play(choice.accumulation)
+    return tuple(three + more * (three - two) for two, three in zip(play(2), play(3), strict=True))
 
 
 def _moving(machine: Machine, expected: Forecast) -> float:

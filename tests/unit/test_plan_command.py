@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 import ciuic_dist as cd
-from ciuic_dist.config import ConfigError
+from ciuic_dist.config import ConfigError, ModelConfig
 from ciuic_dist.estimate import calls, probe
+from ciuic_dist.estimate.workload import causal_batch
 from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.models.build import hf_config
 from ciuic_dist.plan.__main__ import main
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.plan import Plan
@@ -53,6 +56,22 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> Plan:
         ),
         (["+model=llama", "machine=h100", "--picture"], "--picture needs a file"),
         (
+            ["+model=llama", "machine=h100", "--picture", "step.jpg"],
+            "--picture step.jpg: it will be a PNG, so name it step.png",
+        ),
+        (
+            ["+model=llama", "machine=h100", "--picture", "no/where/step.png"],
+            "--picture no/where/step.png: there is no folder no/where",
+        ),
+        (
+            ["+model=gpt2", "machine=h100", "data.sequence_length=1025"],
+            "data.sequence_length=1025: gpt2-tiny has positions for 1024 tokens at most",
+        ),
+        (
+            ["+model=gpt2", "machine=probe", "data.sequence_length=2000"],
+            "data.sequence_length=2000: gpt2-tiny has positions for 1024 tokens at most",
+        ),
+        (
             ["+model=llama", "machine=h100", "memory.device=1MiB", "data.sequence_length=32"],
             "llama-tiny doesn't fit h100: each device needs 0.0 GiB at the least and has 0.0 GiB",
         ),
@@ -85,6 +104,14 @@ def test_what_is_given_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert (made.training.clips, made.in_backward, made.training.state_dtype) == (False, True, "8bit")
     assert made.training.precision == "bf16", "which suits the machine"
     assert asked(capsys, "machine=8xh100", "train.precision=fp32").training.precision == "fp32"
+
+
+@pytest.mark.parametrize(("model", "length"), [("gpt2", 1024), ("deepseek", 2048), ("llama", 2048)])
+def test_sequences_are_as_long_as_the_model_has_positions(
+    model: str, length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"+model={model}", "machine=h100", "train.global_batch=1", "--json"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).training.length == length
 
 
 def test_activations_go_where_they_are_told_to(capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,9 +199,38 @@ def test_a_plan_from_python() -> None:
         made = cd.plan(given, "8xh100", batch, sequences=16, mixed_precision="bf16", stage=2)
         assert (made.model, made.stage, made.training.length, made.training.sequences) == ("Model", 2, 10, 16)
         assert sum(unit.parameters for unit in made.units) == 4 * 65 * 64
+        with torch.device("meta"):
+            assert cd.plan(given, "8xh100", batch, sequences=16, mixed_precision="bf16", stage=2) == made
     with pytest.raises(ValueError, match="can't be divided among 8 ranks"):
         cd.plan(model, "8xh100", batch, sequences=3)
     with pytest.raises(ConfigError, match="no machine"):
         cd.plan(model, "8xh101010", batch, sequences=8)
     with pytest.raises(BudgetError, match="Model doesn't fit h100"):
         cd.plan(model, "h100", batch, sequences=1, memory=cd.Memory(device="1KiB"))
+
+
+def test_nothing_is_allocated_for_a_model_that_is_made() -> None:
+    made: list[nn.Module] = []
+
+    def make() -> nn.Module:
+        made.append(nn.Sequential(*(nn.Linear(1 << 15, 1 << 15) for _ in range(2))))
+        assert next(made[0].parameters()).device == torch.device("cpu", 0), "nobody sees that it is elsewhere"
+        return made[0]
+
+    planned = cd.plan(make, "8xh100", {"input": torch.empty(1, 1 << 15)}, sequences=8)
+    assert sum(unit.parameters for unit in planned.units) == 2 * ((1 << 30) + (1 << 15))
+    assert all(parameter.is_meta for parameter in made[0].parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "deepseek"])
+def test_a_language_model_is_planned_alike_on_meta_and_wherever_one_is(family: str) -> None:
+    def make() -> nn.Module:
+        hf = hf_config(ModelConfig(family), vocab_size=None)
+        model: nn.Module = AutoModelForCausalLM.from_config(hf)  # type: ignore[no-untyped-call]
+        return model
+
+    batch = dict(causal_batch(64))
+    plain = cd.plan(make, "8xh100", batch, sequences=8, mixed_precision="bf16")
+    assert cd.plan(make(), "8xh100", batch, sequences=8, mixed_precision="bf16") == plain
+    with torch.device("meta"):
+        assert cd.plan(make, "8xh100", dict(causal_batch(64)), sequences=8, mixed_precision="bf16") == plain
