@@ -17,6 +17,8 @@ from ciuic_dist.planning.training import Training
 _GIB = 1 << 30
 _WORTH = 0.01
 """The least gain that advice mentions."""
+_PLAYED = 8
+"""Choices that are played for a piece of advice: what it promises is the least that there is to gain."""
 
 
 def make_plan(
@@ -103,7 +105,7 @@ def _advice(
     gains = []
     for change, changed in _changes(machine):
         try:
-            found = search(profile_of, changed, training, limits)
+            found = search(profile_of, changed, training, limits, most=_PLAYED)
         except DoesNotFit:
             continue
         gains.append(Advice(change, seconds / found.forecast.seconds - 1))

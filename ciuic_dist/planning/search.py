@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ciuic_dist.planning.activations import Way
-from ciuic_dist.planning.forecast import DoesNotFit, Forecast, forecast, in_memory
+from ciuic_dist.planning.forecast import DoesNotFit, Forecast, failure, forecast_if_it_fits, in_memory
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
 from ciuic_dist.planning.spilling import with_transfers
@@ -18,7 +18,7 @@ _EQUAL = 0.005
 _SHARES = (0.0, 0.25, 0.5, 0.75)
 """Of the units, whose activations are kept where those of the others go to a lower tier."""
 
-_PLAYED = 24
+PLAYED = 24
 """So many choices that spill are played, the most promising ones: each takes a while."""
 
 ProfileOf = Callable[[int], Profile]
@@ -45,38 +45,42 @@ class Found:
     """How many choices there were."""
 
 
-def search(profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None = None) -> Found:
+def search(
+    profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None = None, *, most: int = PLAYED
+) -> Found:
     """The quickest choice that fits. Raises DoesNotFit with the least that would, ValueError where there is no choice.
 
     Of equally quick ones the one that moves least between tiers and ranks, then the one that takes least memory.
+    ``most``: so many of those that spill are played.
     """
-    fitting: list[tuple[Choice, Forecast]] = []
-    failures: list[DoesNotFit] = []
-    for choice in choices(profile_of, machine, training, limits or Limits()):
-        try:
-            fitting.append((choice, forecast(profile_of(choice.micro_batch), machine, training, choice)))
-        except DoesNotFit as failure:
-            failures.append(failure)
-    if not fitting and not failures:
+    tried = list(choices(profile_of, machine, training, limits or Limits()))
+    if not tried:
         raise ValueError(f"{limits} leave nothing to choose from")
+    forecasts = (forecast_if_it_fits(profile_of(c.micro_batch), machine, training, c) for c in tried)
+    fitting = [(choice, found) for choice, found in zip(tried, forecasts, strict=True) if found is not None]
     if not fitting:
-        nearest = min(failures, key=lambda failure: math.inf if failure.device is None else failure.device)
-        below = [failure.below for failure in failures if failure.below is not None]
-        raise DoesNotFit(nearest.device, min(below, default=None), nearest.needs)
-    played = list(_quickest(fitting, profile_of, machine, training))
+        raise _nearest([failure(profile_of(c.micro_batch), machine, training, c) for c in tried])
+    played = list(_quickest(fitting, profile_of, machine, training, most))
     quickest = min(found.seconds for _, found in played)
     equal = [entry for entry in played if entry[1].seconds <= quickest * (1 + _EQUAL)]
     choice, best = min(equal, key=lambda entry: (entry[1].up + entry[1].down + entry[1].sent, entry[1].device))
-    return Found(choice, best, len(fitting) + len(failures))
+    return Found(choice, best, len(tried))
+
+
+def _nearest(failures: list[DoesNotFit]) -> DoesNotFit:
+    """The least that would do for any of them."""
+    nearest = min(failures, key=lambda failure: math.inf if failure.device is None else failure.device)
+    below = [failure.below for failure in failures if failure.below is not None]
+    return DoesNotFit(nearest.device, min(below, default=None), nearest.needs)
 
 
 def _quickest(
-    fitting: list[tuple[Choice, Forecast]], profile_of: ProfileOf, machine: Machine, training: Training
+    fitting: list[tuple[Choice, Forecast]], profile_of: ProfileOf, machine: Machine, training: Training, most: int
 ) -> Iterator[tuple[Choice, Forecast]]:
     """Choices with their transfers played, as long as any that is left might be quicker, up to a number."""
     best, played = math.inf, 0
     for choice, expected in sorted(fitting, key=lambda entry: entry[1].seconds):
-        if expected.seconds > best * (1 + _EQUAL) or played == _PLAYED:
+        if expected.seconds > best * (1 + _EQUAL) or played == most:
             return
         played += expected.spilled.total > 0
         found = with_transfers(profile_of(choice.micro_batch), machine, training, choice, expected)
