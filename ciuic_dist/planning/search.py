@@ -16,7 +16,7 @@ from ciuic_dist.planning.training import Choice, Training
 _EQUAL = 0.005
 """Choices whose times differ by less are taken for equally quick: the one that moves and holds least is kept."""
 _SHARES = (0.0, 0.25, 0.5, 0.75)
-"""Of the units, whose activations are kept where those of the others go to a lower tier."""
+"""Of the units: whose activations are kept where those of the others go to a lower tier, or that stay gathered."""
 
 PLAYED = 24
 """So many choices that spill are played, the most promising ones: each takes a while."""
@@ -122,13 +122,13 @@ def _activations(profile: Profile, machine: Machine, limits: Limits) -> Iterator
         yield (Way.RECOMPUTE,) * units, False
     if not (machine.host or machine.nvme) or limits.recompute or limits.way is Way.KEEP or not units:
         return
-    for share in _SHARES if limits.way is None else (0.0,):
-        kept = round(units * share)
+    shares = _SHARES if limits.way is None else (0.0,)
+    for kept in sorted({round(units * share) for share in shares} - {units}):
         for way in (Way.OFFLOAD, Way.RECOMPUTE) if limits.way is None else (limits.way,):
             yield (way,) * (units - kept) + (Way.KEEP,) * kept, True
 
 
 def _gathered(choice: Choice, units: int) -> Iterator[Choice]:
     """The same with some of the last units full until the update."""
-    for share in (0.25, 0.5, 0.75):
-        yield replace(choice, gathered=round(units * share))
+    for gathered in sorted({round(units * share) for share in _SHARES} - {0}):
+        yield replace(choice, gathered=gathered)

@@ -162,6 +162,14 @@ def test_all_that_is_considered_is_counted() -> None:
     assert len(tried) == 3 * 2 * (3 + 4), "micro-batches; kept or recomputed; stages, the last with units gathered"
 
 
+@pytest.mark.parametrize("blocks", [0, 1, 2, 5])
+def test_nothing_is_considered_twice(blocks: int) -> None:
+    where, profile_of = machine(1000 * MIB, devices=2, host=1000 * MIB), per_sequence(stack([400_000] * blocks, 10_000))
+    tried = list(choices(profile_of, where, Training(8, 8), Limits()))
+    assert len(tried) == len(set(tried))
+    assert all(set(choice.ways) != {Way.KEEP} for choice in tried if choice.below), "that would be one that stays"
+
+
 @pytest.mark.parametrize("sequences", [3, 9, 1])
 def test_a_batch_that_can_not_be_divided_is_refused(sequences: int) -> None:
     with pytest.raises(ValueError, match=f"{sequences} sequences can't be divided among 2 ranks"):
