@@ -34,7 +34,6 @@ def make_plan(
         raise BudgetError(_refusal(name, machine, failure)) from failure
     choice, forecast = found.choice, found.forecast
     profile = profile_of(choice.micro_batch)
-    spills = forecast.spilled.total > 0
     return Plan(
         model=name,
         machine=machine,
@@ -42,7 +41,7 @@ def make_plan(
         stage=choice.stage,
         micro_batch=choice.micro_batch,
         accumulation=choice.accumulation,
-        spills=spills,
+        spills=forecast.spills,
         device=machine.memory,
         host=forecast.host * machine.devices,
         nvme=forecast.nvme * machine.devices,

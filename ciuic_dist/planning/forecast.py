@@ -61,6 +61,8 @@ class Forecast:
     down: float
     resources: dict[str, float]
     """Seconds that a step needs each resource for, at its full rate."""
+    spills: bool
+    """It takes a budget, be it for gradients to take turns that would be there all at once without one."""
     spilled: Spilled
     footprint: Footprint
 
@@ -90,7 +92,8 @@ def forecast_if_it_fits(profile: Profile, machine: Machine, training: Training, 
     hide behind everything else as far as the links' rates allow.
     """
     needs = footprint(profile, training, choice, machine, spills=choice.below)
-    if needs.total > machine.memory:
+    spills = choice.below or needs.total > machine.memory
+    if spills and not choice.below:
         needs = footprint(profile, training, choice, machine, spills=True)
     spilled = _spilled(needs, machine, profile, choice)
     if spilled is None:
@@ -112,6 +115,7 @@ def forecast_if_it_fits(profile: Profile, machine: Machine, training: Training, 
         up=up,
         down=down,
         resources=resources,
+        spills=spills,
         spilled=spilled,
         footprint=needs,
     )

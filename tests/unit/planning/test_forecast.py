@@ -62,6 +62,16 @@ def test_state_leaves_first_then_gradients_then_parameters(job: Job, data: st.Da
     assert found.device <= where.memory
 
 
+def test_a_budget_may_be_needed_though_nothing_is_spilled() -> None:
+    """For the gradients' column is there without one, even where each unit is updated in the backward."""
+    training, choice = replace(TRAINING, clips=False), kept(MODEL)
+    most, least = (footprint(MODEL, training, choice, machine(), spills=spills).total for spills in (False, True))
+    assert most - least == MODEL.parameters * 4
+    for memory, spills in ((most, False), (most - 1, True), (least, True)):
+        found = forecast(MODEL, machine(memory), training, choice)
+        assert (found.spills, found.spilled) == (spills, Spilled())
+
+
 @pytest.mark.parametrize(
     ("short", "spilled"),
     [
