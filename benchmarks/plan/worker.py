@@ -100,7 +100,8 @@ def _counted(engine: PagedEngine, case: Case, generator: torch.Generator) -> int
     for index in range(1, case.accumulation):
         _micro_batch(engine, case, generator, index)
     engine.step(case.clip)
-    return live.peak
+    peak: int = live.peak
+    return peak
 
 
 def _step(engine: PagedEngine, case: Case, generator: torch.Generator) -> None:

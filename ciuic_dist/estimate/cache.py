@@ -9,7 +9,6 @@ import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,34 +24,28 @@ class Cache:
         """``folder``: None for ``$XDG_CACHE_HOME/ciuic_dist``."""
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self._path = (folder or base / "ciuic_dist") / f"machine-{_identity()}.json"
-        self._content: dict[str, Any] = on_rank_zero(self._read)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            content: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
-            Machine(**content["machine"]) if "machine" in content else None
-        except (OSError, ValueError, TypeError):
-            return {}  # none yet, or of another version
-        return content
-
-    @property
-    def machine(self) -> Machine | None:
+        self.machine: Machine | None
         """As it was probed."""
-        return Machine(**self._content["machine"]) if "machine" in self._content else None
-
-    @property
-    def operators(self) -> dict[str, float]:
+        self.operators: dict[str, float]
         """Seconds by call."""
-        return dict(self._content.get("operators", {}))
+        self.machine, self.operators = on_rank_zero(self._read)
+
+    def _read(self) -> tuple[Machine | None, dict[str, float]]:
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            return Machine(**content["machine"]), dict(content["operators"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None, {}  # none yet, or of another version
 
     def keep(self, machine: Machine, operators: dict[str, float]) -> None:
         """Write both; rank 0 does. A folder that can't be written to is no error: it is measured again next time."""
-        self._content = {"machine": asdict(machine), "operators": operators}
+        self.machine, self.operators = machine, operators
+        content = {"machine": asdict(machine), "operators": operators}
         if groups.rank() == 0:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 draft = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
-                draft.write_text(json.dumps(self._content), encoding="utf-8")
+                draft.write_text(json.dumps(content), encoding="utf-8")
                 draft.replace(self._path)
             except OSError as error:
                 sys.stderr.write(f"what was measured of this machine isn't kept: {error}\n")

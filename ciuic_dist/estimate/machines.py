@@ -15,16 +15,13 @@ from ciuic_dist.memory.budget import BudgetError, parse_size
 from ciuic_dist.planning.machine import Machine
 
 _FOLDER: Final = "ciuic_dist.configs"
-_RATES: Final = {
-    "TFLOP/s": 1e12,
-    "GFLOP/s": 1e9,
-    "TB/s": 1e12,
-    "GB/s": 1e9,
-    "MB/s": 1e6,
-    "/s": 1.0,
-}
-_TIMES: Final = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-_RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*(\S*)")
+_Units = dict[str, float]
+_FLOPS: Final[_Units] = {"TFLOP/s": 1e12, "GFLOP/s": 1e9}
+_BYTES: Final[_Units] = {"GB/s": 1e9, "TB/s": 1e12, "MB/s": 1e6}
+_TIMES: Final[_Units] = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_UNITS: Final = {"bf16": _FLOPS, "fp32": _FLOPS, "launch": _TIMES, "latency": _TIMES, "update": {"/s": 1.0}}
+"""Of fields that are no bytes a second."""
+_NUMBER: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*(\S*)")
 
 
 def names() -> list[str]:
@@ -67,7 +64,7 @@ def parse(text: str, name: str) -> Machine:
         if key not in kinds or key == "name":
             known = ", ".join(kind for kind in kinds if kind != "name")
             raise ConfigError(f"machine {name} has no field {key}: there are {known}")
-    values = {key: _value(kinds[key], value, f"{name}: {key}") for key, value in tree.items()}
+    values = {key: _value(kinds[key], key, value, name) for key, value in tree.items()}
     for field in dataclasses.fields(Machine):
         if field.default is dataclasses.MISSING and field.name not in (*values, "name"):
             raise ConfigError(f"machine {name} lacks {field.name}")
@@ -76,27 +73,25 @@ def parse(text: str, name: str) -> Machine:
     return machine
 
 
-def _value(kind: Any, value: Any, key: str) -> Any:
+def _value(kind: Any, key: str, value: Any, name: str) -> Any:
+    units = _UNITS.get(key, _BYTES)
     if kind is bool or (kind is int and isinstance(value, int)):
         if isinstance(value, bool) == (kind is bool):
             return value
     elif kind is int and isinstance(value, str):
         try:
-            return parse_size(value, key)
+            return parse_size(value, f"{name}: {key}")
         except BudgetError as error:
             raise ConfigError(str(error)) from error
     elif kind is float and isinstance(value, str):
-        match = _RATE.fullmatch(value.strip())
-        unit = (_RATES | _TIMES | {"": 1.0}).get(match[2]) if match else None  # YAML takes 5e9 for text
+        match = _NUMBER.fullmatch(value.strip())
+        unit = (units | {"": 1.0}).get(match[2]) if match else None  # YAML takes 5e9 for text
         if match and unit is not None:
             return float(match[1]) * unit
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    raise ConfigError(f"machine {key}: {value!r} is neither a number nor one with a unit, such as {_example(kind)}")
-
-
-def _example(kind: Any) -> str:
-    return "80 GiB" if kind is int else "620 TFLOP/s, 50 GB/s or 4 us"
+    example = {bool: "true", int: "80 GiB"}.get(kind, f"4 {next(iter(units))}")
+    raise ConfigError(f"machine {name}: {key}: {value!r} is neither a number nor one with its unit, such as {example}")
 
 
 def _check(machine: Machine) -> None:

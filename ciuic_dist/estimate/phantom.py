@@ -25,7 +25,7 @@ def phantom() -> Iterator[None]:
     Masks, positions and whatever else is an integer have values, so that models find the same shortcuts as in
     training. torch's own fake tensors would do as well but for that: transformers knows them, and takes none.
     """
-    with _Hidden(), _Phantom():  # type: ignore[no-untyped-call]
+    with _CPU, _Hidden(), _Phantom():  # type: ignore[no-untyped-call]  # whatever the default device is
         yield
 
 

@@ -17,6 +17,8 @@ from ciuic_dist.planning.training import Training
 _GIB = 1 << 30
 _WORTH = 0.01
 """The least gain that advice mentions."""
+_PLAYED = 8
+"""Choices that are played for a piece of advice: what it promises is the least that there is to gain."""
 
 
 def make_plan(
@@ -32,7 +34,6 @@ def make_plan(
         raise BudgetError(_refusal(name, machine, failure)) from failure
     choice, forecast = found.choice, found.forecast
     profile = profile_of(choice.micro_batch)
-    spills = forecast.spilled.total > 0
     return Plan(
         model=name,
         machine=machine,
@@ -40,7 +41,7 @@ def make_plan(
         stage=choice.stage,
         micro_batch=choice.micro_batch,
         accumulation=choice.accumulation,
-        spills=spills,
+        spills=forecast.spills,
         device=machine.memory,
         host=forecast.host * machine.devices,
         nvme=forecast.nvme * machine.devices,
@@ -103,7 +104,7 @@ def _advice(
     gains = []
     for change, changed in _changes(machine):
         try:
-            found = search(profile_of, changed, training, limits)
+            found = search(profile_of, changed, training, limits, most=_PLAYED)
         except DoesNotFit:
             continue
         gains.append(Advice(change, seconds / found.forecast.seconds - 1))

@@ -30,7 +30,7 @@ def given(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), {}
 
 
-def causal_batch(length: int) -> Batch:
+def causal_batch(length: int) -> dict[str, Tensor]:
     """One sequence of ``length`` tokens for a language model."""
     ids = torch.zeros(1, length, dtype=torch.int64)
     return {"input_ids": ids, "labels": ids}

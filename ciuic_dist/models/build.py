@@ -64,6 +64,13 @@ def hf_config(config: ModelConfig, *, vocab_size: int | None) -> PretrainedConfi
     return hf
 
 
+def longest_sequence(config: ModelConfig) -> int | None:
+    """Tokens that the model of ``config`` has positions for; None where it doesn't say. Raises ConfigError."""
+    text = hf_config(config, vocab_size=None).get_text_config()
+    longest: int | None = getattr(text, "max_position_embeddings", None)
+    return longest
+
+
 def _sized_config(config: ModelConfig, family: Family) -> PretrainedConfig:
     if config.path is not None or config.model_type is not None or config.pretrained:
         raise ConfigError("model.path, model.model_type and model.pretrained belong to the family hf: use +model=hf")

@@ -11,6 +11,7 @@ from ciuic_dist.estimate.machines import load
 from ciuic_dist.estimate.planner import make_plan
 from ciuic_dist.estimate.workload import Batch, given, profiles
 from ciuic_dist.memory.budget import Memory, parse_size
+from ciuic_dist.models.on_meta import OnMeta
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
 from ciuic_dist.planning.search import Limits
@@ -32,16 +33,16 @@ def plan(
 ) -> Plan:
     """The best way to train ``model`` on ``machine``, and what it takes. Nothing is allocated or computed.
 
-    ``model``: a module, also on meta, or what makes one. ``machine``: a name such as "8xh100", the path of a YAML
-    file, or a Machine. ``batch``: what a forward is given for one sample (a tensor, several, or a dict by name), of
-    which only the shapes count; ``sequences``: samples of a step, over all ranks. ``memory``: what tiers may hold,
-    where that is less than the machine has. ``stage`` None: to be chosen. ``clips``: gradients are clipped, so
-    nothing is updated before the backward is over.
+    ``model``: a module, also on meta, or what makes one, whose tensors go to meta without its noticing. ``machine``: a
+    name such as "8xh100", the path of a YAML file, or a Machine. ``batch``: what a forward is given for one sample (a
+    tensor, several, or a dict by name), of which only the shapes count; ``sequences``: samples of a step, over all
+    ranks. ``memory``: what tiers may hold, where that is less than the machine has. ``stage`` None: to be chosen.
+    ``clips``: gradients are clipped, so nothing is updated before the backward is over.
 
     Raises ConfigError for a machine that there isn't, BudgetError where nothing fits, with the least that would,
     ValueError where ``sequences`` can't be divided among the ranks.
     """
-    module = model if isinstance(model, nn.Module) else model()
+    module = model if isinstance(model, nn.Module) else _made(model)
     where = load(machine) if isinstance(machine, str) else machine
     where = where if memory is None else within(where, memory)
     args, kwargs = given(batch)
@@ -50,6 +51,11 @@ def plan(
     training = Training(sequences, length, precision, clips=clips)
     profile_of = profiles(module, batch, precision=mixed_precision, units=units, fused_attention=not where.shared)
     return make_plan(type(module).__name__, profile_of, where, training, Limits(stage))
+
+
+def _made(make: Callable[[], nn.Module]) -> nn.Module:
+    with OnMeta():
+        return make()
 
 
 def within(machine: Machine, memory: Memory) -> Machine:

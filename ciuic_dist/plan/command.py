@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from ciuic_dist.estimate.planner import make_plan
 from ciuic_dist.estimate.probe import probe
 from ciuic_dist.estimate.workload import causal_batch, profiles
 from ciuic_dist.memory.budget import Memory, parse_size
-from ciuic_dist.models.build import build
+from ciuic_dist.models.build import build, longest_sequence
 from ciuic_dist.plan.api import within
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.machine import Machine
@@ -29,7 +29,7 @@ PROBE: Final = "probe"
 _SEQUENCES = 8
 """Of each device, where nothing is said."""
 _LENGTH = 4096
-"""Tokens, where nothing is said."""
+"""Tokens, where nothing is said and the model has positions for as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ def parse(arguments: Sequence[str]) -> Command:
             picture = next(left, None)
             if picture is None:
                 raise ConfigError("--picture needs a file: --picture step.png")
+            _check_picture(Path(picture))
         elif argument.startswith("machine="):
             name = argument.removeprefix("machine=")
         elif argument != "--json":
@@ -67,6 +68,14 @@ def parse(arguments: Sequence[str]) -> Command:
     machine = None if name == PROBE else machines.load(name)
     given = frozenset(argument.lstrip("+").partition("=")[0] for argument in rest)
     return Command(machine, compose(rest), given, "--json" in arguments, picture)
+
+
+def _check_picture(path: Path) -> None:
+    """Raises ConfigError where no picture can be written."""
+    if path.suffix != ".png":
+        raise ConfigError(f"--picture {path}: it will be a PNG, so name it {path.stem}.png")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--picture {path}: there is no folder {path.parent}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +92,10 @@ def planned(command: Command) -> Planned:
     Collective where the machine is this one: all ranks measure it.
     """
     config = command.config
+    length = _length(command)
     cache = Cache() if command.machine is None else None
     whole = command.machine or _here(cache, config)
-    training = _training(command, whole)
+    training = _training(command, whole, length)
     machine = _allowed(whole, config)
     limits = _limits(command, machine, training)
     model = build(config.model, vocab_size=None, seed=config.train.seed)
@@ -109,12 +119,23 @@ def _here(cache: Cache | None, config: Config) -> Machine:
     known = None if cache is None else cache.machine
     folder, _, size = (config.memory.nvme or "").rpartition(":")
     wanted = parse_size(size, "memory.nvme") if folder else 0
-    if known is not None and known.nvme >= wanted:
-        return known
+    if known is not None and (known.read or not wanted):
+        return replace(known, nvme=wanted)
     return probe(Path(folder) if folder else None, wanted)
 
 
-def _training(command: Command, machine: Machine) -> Training:
+def _length(command: Command) -> int:
+    """Tokens of a sequence. Raises ConfigError where the model has no positions for as many."""
+    config, most = command.config, longest_sequence(command.config.model)
+    if command.machine is not None and not command.chosen("data.sequence_length"):
+        return min(_LENGTH, most or _LENGTH)
+    length = config.data.sequence_length
+    if most is not None and length > most:
+        raise ConfigError(f"data.sequence_length={length}: {config.model_name} has positions for {most} tokens at most")
+    return length
+
+
+def _training(command: Command, machine: Machine, length: int) -> Training:
     """What isn't said is as ``train`` has it, or what suits a machine that isn't here."""
     config, here = command.config, command.machine is None
 
@@ -124,7 +145,6 @@ def _training(command: Command, machine: Machine) -> Training:
     train = config.train
     precision = train.precision if said("train.precision") or machine.shared else "bf16"
     sequences = train.global_batch if said("train.global_batch") else _SEQUENCES * machine.world
-    length = config.data.sequence_length if said("data.sequence_length") else _LENGTH
     if sequences % machine.world:
         raise ConfigError(f"train.global_batch={sequences} can't be divided among {machine.world} ranks")
     return Training(sequences, length, precision, config.optimizer.state_dtype, train.clip is not None)

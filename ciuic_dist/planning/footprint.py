@@ -63,7 +63,7 @@ def footprint(profile: Profile, training: Training, choice: Choice, machine: Mac
     sizes = [unit.parameters for unit in profile.units]
     root, largest, total = sizes[-1], max(sizes[:-1], default=0), sum(sizes)
     ranks = machine.world if choice.stage else 1
-    holders = _holders(choice, machine)
+    owners = holders(choice, machine)
     full = _full(sizes, choice, machine)
     landing = _landing(root, largest, total, choice, machine, spills=spills)
     consumed = spills and not training.clips and choice.accumulation == 1
@@ -71,23 +71,23 @@ def footprint(profile: Profile, training: Training, choice: Choice, machine: Mac
     return Footprint(
         transient=transient(profile, choice),
         fixed=(root // (ranks if machine.shared else 1) + full + landing) * training.weight,
-        parameters=(total - root) * training.weight // holders,
+        parameters=(total - root) * training.weight // owners,
         gradients=0 if consumed else total * training.gradient // ranks,
         state=int(total * training.state / ranks),
-        passing=UNITS_IN_FLIGHT * largest * training.weight // holders + (STATE_SLOTS + GRADIENT_SLOTS) * page,
+        passing=UNITS_IN_FLIGHT * largest * training.weight // owners + (STATE_SLOTS + GRADIENT_SLOTS) * page,
         page=page,
     )
 
 
-def _holders(choice: Choice, machine: Machine) -> int:
-    """Ranks that have a part of each parameter; those of one host share what they have in full."""
+def holders(choice: Choice, machine: Machine) -> int:
+    """Ranks that each have a part of a unit's parameters; those of one host share what they have in full."""
     least = 1 if machine.shared else 3
     return machine.world if choice.stage >= least else 1
 
 
 def _full(sizes: list[int], choice: Choice, machine: Machine) -> int:
     """Parameters that a rank has in full beside its part of them."""
-    if machine.shared or _holders(choice, machine) == 1:
+    if machine.shared or holders(choice, machine) == 1:
         return 0
     return min(_IN_FLIGHT * max(sizes[:-1], default=0), sum(sizes[:-1])) + sum(_staying(sizes, choice))
 

@@ -61,6 +61,8 @@ class Forecast:
     down: float
     resources: dict[str, float]
     """Seconds that a step needs each resource for, at its full rate."""
+    spills: bool
+    """It takes a budget, be it for gradients to take turns that would be there all at once without one."""
     spilled: Spilled
     footprint: Footprint
 
@@ -76,19 +78,28 @@ class Forecast:
 
 
 def forecast(profile: Profile, machine: Machine, training: Training, choice: Choice) -> Forecast:
-    """Of ``choice``; ``profile`` is of one micro-batch. Raises DoesNotFit.
+    """Of ``choice``; ``profile`` is of one micro-batch. Raises DoesNotFit."""
+    found = forecast_if_it_fits(profile, machine, training, choice)
+    if found is None:
+        raise failure(profile, machine, training, choice)
+    return found
+
+
+def forecast_if_it_fits(profile: Profile, machine: Machine, training: Training, choice: Choice) -> Forecast | None:
+    """The same; None where it doesn't fit, which takes less time than finding out what would.
 
     What is spilled first is what is touched least: state once a step, then gradients, then parameters. Transfers
     hide behind everything else as far as the links' rates allow.
     """
     needs = footprint(profile, training, choice, machine, spills=choice.below)
-    if needs.total > machine.memory:
+    spills = choice.below or needs.total > machine.memory
+    if spills and not choice.below:
         needs = footprint(profile, training, choice, machine, spills=True)
     spilled = _spilled(needs, machine, profile, choice)
     if spilled is None:
-        raise _failure(profile, machine, training, choice)
+        return None
     played = lanes(profile, machine, training, choice)
-    up, down = _moved(spilled, choice)
+    up, down = _moved(spilled, machine, choice)
     resources = _resources(played, machine, spilled, up, down)
     below = spilled.total
     return Forecast(
@@ -104,6 +115,7 @@ def forecast(profile: Profile, machine: Machine, training: Training, choice: Cho
         up=up,
         down=down,
         resources=resources,
+        spills=spills,
         spilled=spilled,
         footprint=needs,
     )
@@ -126,8 +138,8 @@ def _short(needs: Footprint, machine: Machine) -> int:
     return min(short + needs.passing, needs.spillable) if short else 0
 
 
-def _failure(profile: Profile, machine: Machine, training: Training, choice: Choice) -> DoesNotFit:
-    """What would do: pages grow with the device, and with them what passes."""
+def failure(profile: Profile, machine: Machine, training: Training, choice: Choice) -> DoesNotFit:
+    """What would do for a choice that doesn't fit: pages grow with the device, and with them what passes."""
     activations = _offloaded(profile, choice)
     below = machine.node_host + machine.node_nvme
     needs = footprint(profile, training, choice, machine, spills=True)
@@ -154,11 +166,15 @@ def _goes(choice: Choice, unit: int) -> bool:
     return choice.ways[unit] is not Way.KEEP
 
 
-def _moved(spilled: Spilled, choice: Choice) -> tuple[float, float]:
-    """Bytes up and down in a step: parameters come for every forward and backward and leave when they have changed."""
+def _moved(spilled: Spilled, machine: Machine, choice: Choice) -> tuple[float, float]:
+    """Bytes up and down in a step: parameters come for every forward and backward and leave when they have changed.
+
+    Gradients come and leave with every micro-batch that is reduced, which each adds to what there is.
+    """
     often = choice.accumulation
-    up = spilled.state + spilled.gradients + spilled.parameters * 2 * often + spilled.activations * often
-    down = spilled.state + spilled.gradients + spilled.parameters + spilled.activations * often
+    gradients = spilled.gradients * (often if machine.world == 1 or choice.stage >= 2 else 1)
+    up = spilled.state + gradients + spilled.parameters * 2 * often + spilled.activations * often
+    down = spilled.state + gradients + spilled.parameters + spilled.activations * often
     return float(up), float(down)
 
 

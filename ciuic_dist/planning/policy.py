@@ -45,7 +45,7 @@ class Policy:
     def fetch(self, view: View) -> int | None:
         """The item to fetch ahead, or None."""
         if self.expected is None:
-            return min(view.absent, key=lambda item: (self.rank(view, item), item), default=None)
+            return min(self._ranked(view, view.absent), default=(0.0, None))[1]
         return next((item for item in self.expected[view.index] if item in view.absent), None)
 
     def victims(self, view: View, incoming: int, size: int, *, demanded: bool) -> list[int] | None:
@@ -54,28 +54,26 @@ class Policy:
         ``demanded``: the current operation waits for it.
         """
         limit = self.rank(view, incoming) if self.guarded and not demanded else -math.inf
-        candidates = self._evictable(view, view.resident)
         found: list[int] = []
-        while size > 0:
-            victim = self._first(view, (item for item in candidates if self.rank(view, item) > limit))
-            if victim is None:
-                return None
-            candidates.discard(victim)
+        for rank, victim in sorted(self._ranked(view, self._evictable(view, view.resident)), reverse=True):
+            if size <= 0 or rank <= limit:
+                break
             found.append(victim)
             size -= view.trace.items[victim].size
-        return found
+        return found if size <= 0 else None
 
     def clean(self, view: View) -> int | None:
         """The dirty item to write back ahead of time, or None: the one that is evicted first."""
         if not self.background or not view.absent:
             return None
-        return self._first(view, self._evictable(view, view.resident & view.dirty))
+        return max(self._ranked(view, self._evictable(view, view.resident & view.dirty)), default=(0.0, None))[1]
 
     def _evictable(self, view: View, items: set[int]) -> set[int]:
         return items - self.static - set(view.pinned)
 
-    def _first(self, view: View, items: Iterable[int]) -> int | None:
-        return max(items, key=lambda item: (self.rank(view, item), item), default=None)
+    def _ranked(self, view: View, items: Iterable[int]) -> list[tuple[float, int]]:
+        rank = self.rank
+        return [(rank(view, item), item) for item in items]
 
 
 def rotating(*, background: bool = False) -> Policy:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ciuic_dist.planning.activations import Way
-from ciuic_dist.planning.forecast import DoesNotFit, Forecast, forecast, in_memory
+from ciuic_dist.planning.forecast import DoesNotFit, Forecast, failure, forecast_if_it_fits, in_memory
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
 from ciuic_dist.planning.spilling import with_transfers
@@ -16,7 +16,10 @@ from ciuic_dist.planning.training import Choice, Training
 _EQUAL = 0.005
 """Choices whose times differ by less are taken for equally quick: the one that moves and holds least is kept."""
 _SHARES = (0.0, 0.25, 0.5, 0.75)
-"""Of the units, whose activations are kept where those of the others go to a lower tier."""
+"""Of the units: whose activations are kept where those of the others go to a lower tier, or that stay gathered."""
+
+PLAYED = 24
+"""So many choices that spill are played, the most promising ones: each takes a while."""
 
 ProfileOf = Callable[[int], Profile]
 """The profile of a micro-batch of so many sequences."""
@@ -42,39 +45,44 @@ class Found:
     """How many choices there were."""
 
 
-def search(profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None = None) -> Found:
+def search(
+    profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None = None, *, most: int = PLAYED
+) -> Found:
     """The quickest choice that fits. Raises DoesNotFit with the least that would, ValueError where there is no choice.
 
     Of equally quick ones the one that moves least between tiers and ranks, then the one that takes least memory.
+    ``most``: so many of those that spill are played.
     """
-    fitting: list[tuple[Choice, Forecast]] = []
-    failures: list[DoesNotFit] = []
-    for choice in choices(profile_of, machine, training, limits or Limits()):
-        try:
-            fitting.append((choice, forecast(profile_of(choice.micro_batch), machine, training, choice)))
-        except DoesNotFit as failure:
-            failures.append(failure)
-    if not fitting and not failures:
+    tried = list(choices(profile_of, machine, training, limits or Limits()))
+    if not tried:
         raise ValueError(f"{limits} leave nothing to choose from")
+    forecasts = (forecast_if_it_fits(profile_of(c.micro_batch), machine, training, c) for c in tried)
+    fitting = [(choice, found) for choice, found in zip(tried, forecasts, strict=True) if found is not None]
     if not fitting:
-        nearest = min(failures, key=lambda failure: math.inf if failure.device is None else failure.device)
-        below = [failure.below for failure in failures if failure.below is not None]
-        raise DoesNotFit(nearest.device, min(below, default=None), nearest.needs)
-    played = list(_quickest(fitting, profile_of, machine, training))
+        raise _nearest([failure(profile_of(c.micro_batch), machine, training, c) for c in tried])
+    played = list(_quickest(fitting, profile_of, machine, training, most))
     quickest = min(found.seconds for _, found in played)
     equal = [entry for entry in played if entry[1].seconds <= quickest * (1 + _EQUAL)]
     choice, best = min(equal, key=lambda entry: (entry[1].up + entry[1].down + entry[1].sent, entry[1].device))
-    return Found(choice, best, len(fitting) + len(failures))
+    return Found(choice, best, len(tried))
+
+
+def _nearest(failures: list[DoesNotFit]) -> DoesNotFit:
+    """The least that would do for any of them."""
+    nearest = min(failures, key=lambda failure: math.inf if failure.device is None else failure.device)
+    below = [failure.below for failure in failures if failure.below is not None]
+    return DoesNotFit(nearest.device, min(below, default=None), nearest.needs)
 
 
 def _quickest(
-    fitting: list[tuple[Choice, Forecast]], profile_of: ProfileOf, machine: Machine, training: Training
+    fitting: list[tuple[Choice, Forecast]], profile_of: ProfileOf, machine: Machine, training: Training, most: int
 ) -> Iterator[tuple[Choice, Forecast]]:
-    """Choices with their transfers played, as long as any that is left might be quicker."""
-    best = math.inf
+    """Choices with their transfers played, as long as any that is left might be quicker, up to a number."""
+    best, played = math.inf, 0
     for choice, expected in sorted(fitting, key=lambda entry: entry[1].seconds):
-        if expected.seconds > best * (1 + _EQUAL):
+        if expected.seconds > best * (1 + _EQUAL) or played == most:
             return
+        played += expected.spilled.total > 0
         found = with_transfers(profile_of(choice.micro_batch), machine, training, choice, expected)
         best = min(best, found.seconds)
         yield choice, found
@@ -114,13 +122,13 @@ def _activations(profile: Profile, machine: Machine, limits: Limits) -> Iterator
         yield (Way.RECOMPUTE,) * units, False
     if not (machine.host or machine.nvme) or limits.recompute or limits.way is Way.KEEP or not units:
         return
-    for share in _SHARES if limits.way is None else (0.0,):
-        kept = round(units * share)
+    shares = _SHARES if limits.way is None else (0.0,)
+    for kept in sorted({round(units * share) for share in shares} - {units}):
         for way in (Way.OFFLOAD, Way.RECOMPUTE) if limits.way is None else (limits.way,):
             yield (way,) * (units - kept) + (Way.KEEP,) * kept, True
 
 
 def _gathered(choice: Choice, units: int) -> Iterator[Choice]:
     """The same with some of the last units full until the update."""
-    for share in (0.25, 0.5, 0.75):
-        yield replace(choice, gathered=round(units * share))
+    for gathered in sorted({round(units * share) for share in _SHARES} - {0}):
+        yield replace(choice, gathered=gathered)

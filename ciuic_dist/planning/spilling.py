@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.footprint import holders
 from ciuic_dist.planning.forecast import Forecast
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.policy import rotating
 from ciuic_dist.planning.profile import Pass, Profile, Recipe, UnitProfile, training_step
 from ciuic_dist.planning.simulate import simulate
-from ciuic_dist.planning.trace import Trace
+from ciuic_dist.planning.trace import Item, Trace
 from ciuic_dist.planning.training import Choice, Training
 from ciuic_dist.planning.two_tier import BudgetTooSmall, TwoTier
 
-_PAGES = 128
+_PAGES = 64
 """About so many pages of state are played: more of them take longer and tell little more."""
 
 
@@ -29,18 +30,33 @@ def with_transfers(
     spilled = expected.spilled
     if not spilled.total - spilled.activations:
         return expected
-    trace = _trace(profile, machine, training, choice, expected)
     try:
-        outcome = simulate(trace, _two_tier(machine, choice, expected), rotating())
+        seconds, up, down = _played(profile, machine, training, choice, expected)
     except BudgetTooSmall:
         return replace(expected, seconds=expected.unspilled + _moving(machine, expected))
     passing = choice.accumulation * spilled.activations
     return replace(
         expected,
-        seconds=max(expected.seconds, outcome.seconds),
-        up=outcome.up + passing,
-        down=outcome.down + passing,
+        seconds=max(expected.seconds, seconds),
+        up=max(expected.up, up + passing),
+        down=max(expected.down, down + passing),
     )
+
+
+def _played(
+    profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast
+) -> tuple[float, ...]:
+    """Seconds of a step, bytes up and bytes down. What a third micro-batch adds, every further one adds as well."""
+
+    def play(count: int) -> tuple[float, ...]:
+        trace = _trace(profile, machine, training, choice, expected, count)
+        outcome = simulate(trace, _two_tier(trace, machine, choice, expected), rotating())
+        return outcome.seconds, outcome.up, outcome.down
+
+    more = choice.accumulation - 3
+    if more <= 0:
+        return play(choice.accumulation)
+    return tuple(three + more * (three - two) for two, three in zip(play(2), play(3), strict=True))
 
 
 def _moving(machine: Machine, expected: Forecast) -> float:
@@ -52,22 +68,29 @@ def _moving(machine: Machine, expected: Forecast) -> float:
     return expected.up / up + expected.down / down
 
 
-def _trace(profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast) -> Trace:
-    """A rank's part. What is stretched by waiting for collectives is stretched evenly."""
+def _trace(
+    profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast, count: int
+) -> Trace:
+    """A rank's part, with ``count`` micro-batches. What is stretched by waiting for collectives is so evenly."""
     ranks = machine.world if choice.stage else 1
-    holders = machine.world if choice.stage == 3 else 1
     units = tuple(UnitProfile(unit.name, -(-unit.parameters // ranks)) for unit in profile.units)
     seconds = [_seconds(p, profile, machine, training, choice) for p in profile.passes]
-    stretch = (expected.unspilled - expected.updating) / max(sum(seconds), 1e-12)
+    stretch = (expected.unspilled - expected.updating) / choice.accumulation / max(sum(seconds), 1e-12)
     passes = tuple(
         Pass(p.unit, p.backward, flops=time * stretch) for p, time in zip(profile.passes, seconds, strict=True)
     )
     fused = not training.clips and choice.accumulation == 1
-    weight = training.weight * ranks // holders
+    weight = training.weight * ranks // holders(choice, machine)
     total = sum(unit.parameters for unit in units) * training.state
     page = max(expected.footprint.page, int(total) // _PAGES)
     recipe = Recipe(page, weight, training.gradient, _whole(training.state), fused=fused)
-    return replace(training_step(Profile(units, passes), recipe), transient=expected.footprint.pinned)
+    trace = training_step(Profile(units, passes * count), recipe)
+    return replace(trace, items=_root_apart(trace, profile.root), transient=expected.footprint.pinned)
+
+
+def _root_apart(trace: Trace, root: int) -> tuple[Item, ...]:
+    """The items, the first of which are the units' weights; the root's is among what can't leave."""
+    return tuple(replace(item, size=0) if index == root else item for index, item in enumerate(trace.items))
 
 
 def _whole(state: float) -> int:
@@ -80,14 +103,18 @@ def _seconds(p: Pass, profile: Profile, machine: Machine, training: Training, ch
     return sum(machine.seconds(q, training.precision) for q in (p, *forwards))
 
 
-def _two_tier(machine: Machine, choice: Choice, expected: Forecast) -> TwoTier:
-    """The links as pages see them: slowed by drives where a part of them lies there, and by passing activations."""
+def _two_tier(trace: Trace, machine: Machine, choice: Choice, expected: Forecast) -> TwoTier:
+    """The links as pages see them: slowed by drives where a part of them lies there, and by passing activations.
+
+    Memory is as quick as the update is known to be.
+    """
     spilled = expected.spilled
     drives = _on_drives(machine, expected)
     up, down = _slower(machine.up, machine.read, drives, machine), _slower(machine.down, machine.write, drives, machine)
     passing = choice.accumulation * spilled.activations
     share = 1 - min(passing / min(up, down) / expected.seconds, 0.9)
-    return TwoTier(1.0, machine.bandwidth, machine.memory, up * share, down * share, machine.duplex)
+    bandwidth = sum(op.touched for op in trace.ops) / expected.updating
+    return TwoTier(1.0, bandwidth, machine.memory, up * share, down * share, machine.duplex)
 
 
 def _on_drives(machine: Machine, expected: Forecast) -> float:

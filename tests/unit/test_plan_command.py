@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 import ciuic_dist as cd
-from ciuic_dist.config import ConfigError
+from ciuic_dist.config import ConfigError, ModelConfig
+from ciuic_dist.estimate import calls, probe
+from ciuic_dist.estimate.workload import causal_batch
 from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.models.build import hf_config
 from ciuic_dist.plan.__main__ import main
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.plan import Plan
@@ -27,7 +31,7 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> Plan:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["+model=llama"], "no machine: add machine=<name>; there are 64xh100, 8xa100"),
+        (["+model=llama"], "no machine: add machine=<name>; there are probe, 64xh100, 8xa100"),
         (["+model=llama", "machine=8xh10"], "there is no machine 8xh10: did you mean 8xh100?"),
         (["+model=llama", "machine=desk.yaml"], "machine=desk.yaml can't be read: No such file or directory"),
         (["+model=lama", "machine=h100"], "no model lama: did you mean llama?"),
@@ -52,6 +56,22 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> Plan:
         ),
         (["+model=llama", "machine=h100", "--picture"], "--picture needs a file"),
         (
+            ["+model=llama", "machine=h100", "--picture", "step.jpg"],
+            "--picture step.jpg: it will be a PNG, so name it step.png",
+        ),
+        (
+            ["+model=llama", "machine=h100", "--picture", "no/where/step.png"],
+            "--picture no/where/step.png: there is no folder no/where",
+        ),
+        (
+            ["+model=gpt2", "machine=h100", "data.sequence_length=1025"],
+            "data.sequence_length=1025: gpt2-tiny has positions for 1024 tokens at most",
+        ),
+        (
+            ["+model=gpt2", "machine=probe", "data.sequence_length=2000"],
+            "data.sequence_length=2000: gpt2-tiny has positions for 1024 tokens at most",
+        ),
+        (
             ["+model=llama", "machine=h100", "memory.device=1MiB", "data.sequence_length=32"],
             "llama-tiny doesn't fit h100: each device needs 0.0 GiB at the least and has 0.0 GiB",
         ),
@@ -71,7 +91,7 @@ def test_what_can_not_be_is_one_line_and_exit_code_2(
 def test_a_plan_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SHORT, "machine=8xh100"]) == 0
     text = capsys.readouterr().out
-    assert "llama-tiny: 0.00B parameters, bf16, on 8xh100: 8 devices with 77.00 GiB each" in text
+    assert "llama-tiny: 0.87M parameters, bf16, on 8xh100: 8 devices with 77.00 GiB each" in text
     assert "a step: 64 sequences of 32 tokens" in text
 
 
@@ -84,6 +104,14 @@ def test_what_is_given_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert (made.training.clips, made.in_backward, made.training.state_dtype) == (False, True, "8bit")
     assert made.training.precision == "bf16", "which suits the machine"
     assert asked(capsys, "machine=8xh100", "train.precision=fp32").training.precision == "fp32"
+
+
+@pytest.mark.parametrize(("model", "length"), [("gpt2", 1024), ("deepseek", 2048), ("llama", 2048)])
+def test_sequences_are_as_long_as_the_model_has_positions(
+    model: str, length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"+model={model}", "machine=h100", "train.global_batch=1", "--json"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).training.length == length
 
 
 def test_activations_go_where_they_are_told_to(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +134,42 @@ def test_a_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main([*SHORT, "machine=8xh100", "--picture", str(path)]) == 0
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "8xh100" in capsys.readouterr().out
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Measuring takes a moment, and nothing is known yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, size in (("_SIDE", 64), ("_COPIED", 1 << 16), ("_UPDATED", 1 << 10), ("_WRITTEN", 32 << 20)):
+        monkeypatch.setattr(probe, name, size)
+    monkeypatch.setattr(calls, "_ENOUGH", 0.0)
+
+
+@pytest.mark.usefixtures("little")
+def test_this_machine_is_measured_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = asked(capsys, "machine=probe")
+    assert (first.machine.name, first.machine.world, first.machine.shared) == ("this machine", 1, True)
+    assert (first.training.precision, first.training.sequences) == ("fp32", 12), "as train has it"
+    assert first.predicted.seconds > 0
+
+    def measure(*_: object) -> float:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(calls, "_timed", measure)
+    monkeypatch.setattr(probe, "_seconds", measure)
+    assert asked(capsys, "machine=probe") == first
+
+
+@pytest.mark.usefixtures("little")
+def test_a_drive_that_was_measured_is_used_by_those_only_who_ask_for_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "drive").mkdir()
+    assert asked(capsys, "machine=probe").machine.nvme == 0
+    made = asked(capsys, "machine=probe", f"memory.nvme={tmp_path / 'drive'}:1GiB").machine
+    assert (made.nvme, made.read > 0, made.write > 0) == (1 << 30, True, True)
+    assert list((tmp_path / "drive").iterdir()) == []
+    assert asked(capsys, "machine=probe").machine.nvme == 0
 
 
 def test_help_lists_the_machines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,9 +199,38 @@ def test_a_plan_from_python() -> None:
         made = cd.plan(given, "8xh100", batch, sequences=16, mixed_precision="bf16", stage=2)
         assert (made.model, made.stage, made.training.length, made.training.sequences) == ("Model", 2, 10, 16)
         assert sum(unit.parameters for unit in made.units) == 4 * 65 * 64
+        with torch.device("meta"):
+            assert cd.plan(given, "8xh100", batch, sequences=16, mixed_precision="bf16", stage=2) == made
     with pytest.raises(ValueError, match="can't be divided among 8 ranks"):
         cd.plan(model, "8xh100", batch, sequences=3)
     with pytest.raises(ConfigError, match="no machine"):
         cd.plan(model, "8xh101010", batch, sequences=8)
     with pytest.raises(BudgetError, match="Model doesn't fit h100"):
         cd.plan(model, "h100", batch, sequences=1, memory=cd.Memory(device="1KiB"))
+
+
+def test_nothing_is_allocated_for_a_model_that_is_made() -> None:
+    made: list[nn.Module] = []
+
+    def make() -> nn.Module:
+        made.append(nn.Sequential(*(nn.Linear(1 << 15, 1 << 15) for _ in range(2))))
+        assert next(made[0].parameters()).device == torch.device("cpu", 0), "nobody sees that it is elsewhere"
+        return made[0]
+
+    planned = cd.plan(make, "8xh100", {"input": torch.empty(1, 1 << 15)}, sequences=8)
+    assert sum(unit.parameters for unit in planned.units) == 2 * ((1 << 30) + (1 << 15))
+    assert all(parameter.is_meta for parameter in made[0].parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "deepseek"])
+def test_a_language_model_is_planned_alike_on_meta_and_wherever_one_is(family: str) -> None:
+    def make() -> nn.Module:
+        hf = hf_config(ModelConfig(family), vocab_size=None)
+        model: nn.Module = AutoModelForCausalLM.from_config(hf)  # type: ignore[no-untyped-call]
+        return model
+
+    batch = dict(causal_batch(64))
+    plain = cd.plan(make, "8xh100", batch, sequences=8, mixed_precision="bf16")
+    assert cd.plan(make(), "8xh100", batch, sequences=8, mixed_precision="bf16") == plain
+    with torch.device("meta"):
+        assert cd.plan(make, "8xh100", dict(causal_batch(64)), sequences=8, mixed_precision="bf16") == plain

@@ -1,28 +1,41 @@
-"""The stand-in for fused attention: shapes, costs and gradients."""
+"""The stand-in for fused attention: shapes, costs, gradients, and which attention it replaces."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
 from ciuic_dist.estimate.attention import FusedAttention
+from ciuic_dist.estimate.calls import Call, Clock
 from ciuic_dist.estimate.operators import Cost
+from ciuic_dist.estimate.phantom import phantom
 
 QUERY, KEY, VALUE = (2, 4, 64, 48), (2, 4, 32, 48), (2, 4, 32, 16)
 """Values are narrower than keys, as in multi-head latent attention."""
+SQUARE = ((2, 4, 64, 16),) * 3
+
+Charged = list[tuple[Cost, Call | None]]
 
 
-def attended(*, causal: bool = False, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor, list[Cost]]:
+def attended(
+    *shapes: tuple[int, ...], everywhere: bool = True, dtype: torch.dtype = torch.float32, **kinds: Any
+) -> tuple[list[Tensor], Tensor, Charged]:
     """Inputs after a backward, the output, and what was charged."""
-    found: list[Cost] = []
-    with FakeTensorMode():
-        given = [torch.empty(shape, dtype=dtype, requires_grad=True) for shape in (QUERY, KEY, VALUE)]
-        with FusedAttention(found.append):
-            out = scaled_dot_product_attention(given[0], given[1], given[2], is_causal=causal)
+    found: Charged = []
+    with phantom():
+        given = [torch.empty(shape, dtype=dtype, requires_grad=True) for shape in shapes or (QUERY, KEY, VALUE)]
+        with FusedAttention(lambda cost, call: found.append((cost, call)), everywhere=everywhere):
+            out = scaled_dot_product_attention(given[0], given[1], given[2], **kinds)
             out.sum().backward()
     return given, out, found
+
+
+def costs(charged: Charged) -> list[Cost]:
+    return [cost for cost, _ in charged]
 
 
 def test_shapes_are_those_of_attention() -> None:
@@ -35,8 +48,15 @@ def test_shapes_are_those_of_attention() -> None:
         assert (tensor.grad.shape, tensor.grad.dtype) == (tensor.shape, tensor.dtype)
 
 
+def test_on_the_cpu_it_is_laid_out_as_the_cpus_kernel_does() -> None:
+    given = [torch.zeros(2, 64, 4, 16).transpose(1, 2) for _ in range(3)]
+    with FusedAttention(lambda _cost, _call: None, everywhere=False):
+        out = scaled_dot_product_attention(given[0], given[1], given[2])
+    assert out.stride() == scaled_dot_product_attention(given[0], given[1], given[2]).stride()
+
+
 def test_costs_of_values_narrower_than_keys() -> None:
-    _, _, [forward, backward] = attended()
+    [forward, backward] = costs(attended()[2])
     inputs = 4 * 2 * 4 * (64 * 48 + 32 * 48 + 32 * 16)
     output = 4 * 2 * 4 * 64 * 16
     assert forward == Cost(2 * 2 * 4 * 64 * 32 * (48 + 16), inputs + output)
@@ -44,14 +64,31 @@ def test_costs_of_values_narrower_than_keys() -> None:
 
 
 def test_bf16_moves_half_of_the_bytes_and_causal_is_half_of_the_work() -> None:
-    plain, half, causal = (attended(**kind)[2] for kind in ({}, {"dtype": torch.bfloat16}, {"causal": True}))
+    plain, half, causal = (costs(attended(**kind)[2]) for kind in ({}, {"dtype": torch.bfloat16}, {"is_causal": True}))
     assert [cost.nbytes for cost in half] == [cost.nbytes / 2 for cost in plain]
     assert [cost.flops for cost in half] == [cost.flops for cost in plain]
     assert [cost.flops for cost in causal] == [cost.flops / 2 for cost in plain]
 
 
+def test_its_calls_can_be_timed_on_the_cpu() -> None:
+    calls = [call for _, call in attended(*SQUARE, everywhere=False, is_causal=True)[2] if call is not None]
+    assert len(calls) == 2
+    clock = Clock()
+    clock.measure(calls)
+    assert all(clock.seconds({call: 1}) > 0 for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kinds"), [((QUERY, KEY, VALUE), {}), (SQUARE, {"dropout_p": 0.5}), (((4, 64, 16),) * 3, {})]
+)
+def test_where_the_cpu_has_no_kernel_only_gpus_have_one(shapes: tuple[Any, ...], kinds: dict[str, Any]) -> None:
+    assert len(attended(*shapes, everywhere=True, **kinds)[2]) == 2
+    assert attended(*shapes, everywhere=False, **kinds)[2] == []
+    assert len(attended(*SQUARE, everywhere=False)[2]) == 2
+
+
 def test_everything_else_is_left_alone() -> None:
-    found: list[Cost] = []
-    with FusedAttention(found.append):
+    found: Charged = []
+    with FusedAttention(lambda cost, call: found.append((cost, call)), everywhere=True):
         assert torch.relu(torch.tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
     assert found == []

@@ -22,7 +22,7 @@ launch: 4 us
 
 
 def test_a_machine_is_read_with_its_units() -> None:
-    text = ONE + "host: 3 GB\nup: 50 GB/s\ndown: 200 MB/s\nlatency: 2 ms\nduplex: false\n"
+    text = ONE + "host: 3 GB\nup: 50 GB/s\ndown: 200 MB/s\nlatency: 2e-3 s\nduplex: false\nupdate: 3e8 /s\n"
     made = parse(text + "nvme: 4096\nread: 5.5e9\nwrite: 7\n", "mine")
     assert made == Machine(
         name="mine",
@@ -33,7 +33,8 @@ def test_a_machine_is_read_with_its_units() -> None:
         fp32=5e11,
         bandwidth=1.5e12,
         launch=4 * 1e-6,
-        latency=2 * 1e-3,
+        latency=2e-3,
+        update=3e8,
         host=3 * 10**9,
         up=5e10,
         down=2e8,
@@ -82,11 +83,25 @@ def test_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
         (ONE + "nvme: 1 GiB\nwrite: 1 GB/s\n", r"machine mine lacks read"),
         (ONE + "nvme: 1 GiB\nread: 1 GB/s\n", r"machine mine lacks write"),
         (ONE.replace("2 GiB", "2 gigs"), r"mine: memory='2 gigs' is no size"),
-        (ONE.replace("TFLOP/s", "TFLOPs"), r"machine mine: bf16: '100 TFLOPs' is neither a number nor one with a unit"),
+        (
+            ONE.replace("TFLOP/s", "TFLOPs"),
+            r"machine mine: bf16: '100 TFLOPs' is neither a number nor one with its unit, such as 4 TFLOP/s",
+        ),
         (ONE.replace("100 TFLOP/s", "fast"), r"machine mine: bf16: 'fast'"),
         (ONE.replace("100 TFLOP/s", "true"), r"machine mine: bf16: True"),
         (ONE.replace("nodes: 1", "nodes: true"), r"machine mine: nodes: True"),
         (ONE.replace("nodes: 1", "nodes: 1.5"), r"machine mine: nodes: 1\.5 .*80 GiB"),
+        (ONE.replace("100 TFLOP/s", "100 GB/s"), r"machine mine: bf16: '100 GB/s' .* such as 4 TFLOP/s"),
+        (ONE.replace("1.5 TB/s", "2 TFLOP/s"), r"machine mine: bandwidth: '2 TFLOP/s' .* such as 4 GB/s"),
+        (ONE.replace("1.5 TB/s", "2 ms"), r"machine mine: bandwidth: '2 ms'"),
+        (ONE.replace("4 us", "4 GB/s"), r"machine mine: launch: '4 GB/s' .* such as 4 us"),
+        (ONE.replace("4 us", "4 /s"), r"machine mine: launch: '4 /s'"),
+        (ONE + "latency: 3 MB/s\n", r"machine mine: latency: '3 MB/s'"),
+        (ONE + "update: 3 GB/s\n", r"machine mine: update: '3 GB/s' .* such as 4 /s"),
+        (ONE + "update: 3 s\n", r"machine mine: update: '3 s'"),
+        (ONE + "peers: 3 /s\n", r"machine mine: peers: '3 /s'"),
+        (ONE + "host: 1 GiB\n", r"machine mine lacks up"),
+        (ONE + "nvme: 1 GiB\n", r"machine mine lacks read"),
         (ONE + "duplex: 1\n", r"machine mine: duplex: 1"),
         (ONE.replace("nodes: 1", "nodes: 0"), r"machine mine: nodes must be above zero"),
         (ONE.replace("1.5 TB/s", "0"), r"machine mine: bandwidth must be above zero"),

@@ -140,11 +140,11 @@ def test_the_report_has_the_numbers() -> None:
     text = describe(made)
     predicted = made.predicted
     for part in (
-        "model: 0.00B parameters, bf16, on plain: 2 devices with 0.01 GiB each",
+        "model: 1.61M parameters, bf16, on plain: 2 devices with 12.00 MiB each",
         "a step: 4 sequences of 128 tokens, clipped, fp32 optimizer state",
         f"stage              {made.stage}",
         f"micro-batch        {made.micro_batch}, {made.accumulation} a step on each rank",
-        f"peak on host       {predicted.peak['host'] / 2**30:.2f} GiB of 0.49 GiB",
+        f"peak on host       {predicted.peak['host'] / 2**20:.2f} MiB of 500.00 MiB",
         f"{predicted.tokens_per_second:,.0f} tokens/s in all",
         f"of in-memory speed {predicted.of_in_memory:.0%}",
         f": {predicted.limit}",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ciuic_dist.estimate.phantom import phantom
 from ciuic_dist.estimate.tracer import profile
 from ciuic_dist.planning.profile import Profile
 
@@ -44,7 +44,7 @@ def measured(model: Model) -> Profile:
 
 
 def test_flops_and_parameters_belong_to_their_units() -> None:
-    with FakeTensorMode():
+    with phantom():
         found = measured(Model(2))
     assert [(unit.name, unit.parameters) for unit in found.units] == [
         ("block 0", WIDTH * WIDTH),
@@ -64,7 +64,7 @@ def test_flops_and_parameters_belong_to_their_units() -> None:
 
 
 def test_saved_bytes_are_counted_once_and_parameters_not_at_all() -> None:
-    with FakeTensorMode():
+    with phantom():
         found = measured(Model(2))
     activation = BATCH * WIDTH * 4
     forward = [p for p in found.passes if not p.backward]
@@ -75,7 +75,7 @@ def test_saved_bytes_are_counted_once_and_parameters_not_at_all() -> None:
 
 
 def test_a_weight_of_two_units_is_the_roots() -> None:
-    with FakeTensorMode():
+    with phantom():
         model = Model(2)
         model.blocks[1].inner.weight = model.blocks[0].inner.weight  # type: ignore[union-attr]
         found = measured(model)
@@ -83,7 +83,7 @@ def test_a_weight_of_two_units_is_the_roots() -> None:
 
 
 def test_real_tensors_give_the_same_and_keep_no_trace_of_it() -> None:
-    with FakeTensorMode():
+    with phantom():
         fake = measured(Model(3))
     model = Model(3)
     assert measured(model) == fake
@@ -100,7 +100,7 @@ def test_fused_attention_counts_as_two_products() -> None:
         def forward(self) -> Tensor:
             return nn.functional.scaled_dot_product_attention(self.weight, self.weight, self.weight).sum()
 
-    with FakeTensorMode():
+    with phantom():
         model = Attention()
         found = profile(model, {}, model)
     products = 2 * 2 * 4 * 64 * 64 * 32

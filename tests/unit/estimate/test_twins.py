@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ciuic_dist.estimate.phantom import phantom
 from ciuic_dist.estimate.tracer import profile
 from ciuic_dist.estimate.twins import Twins
 from ciuic_dist.planning.activations import Way
@@ -67,7 +67,7 @@ class Model(nn.Module):
 
 
 def measured(make: Callable[[], Model], *, fused: bool = False, **call: Any) -> tuple[Profile, Model]:
-    with FakeTensorMode():
+    with phantom():
         model = make()
         ids = torch.zeros(2, LENGTH, dtype=torch.int64)
         units = {f"block {index}": block for index, block in enumerate(model.blocks)}
@@ -152,7 +152,7 @@ def test_blocks_that_differ_in_a_stride_are_no_twins() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(self.inner(x))
 
-    with FakeTensorMode():
+    with phantom():
         model = nn.Sequential(*(Convolution(stride) for stride in (1, 1, 1, 2)))
         image = torch.empty(1, 4, 8, 8, requires_grad=True)
         found = profile(model, {str(index): unit for index, unit in enumerate(model)}, lambda: model(image).sum())
@@ -225,7 +225,7 @@ def test_a_forward_of_ones_own_is_given_back_too() -> None:
 
 
 def test_they_are_given_back_when_the_loss_raises() -> None:
-    with FakeTensorMode():
+    with phantom():
         model = equal()
         units = {f"block {index}": block for index, block in enumerate(model.blocks)}
 

@@ -30,11 +30,12 @@ def machine(memory: int = 64 * MIB, *, nodes: int = 1, devices: int = 1, link: f
 def stack(blocks: Sequence[int], root: int, *, seconds: float = 1.0, bytes_each: int = 1000) -> Profile:
     """Blocks of so many parameters; on `PLAIN` a forward of each takes ``seconds``, a backward twice as many.
 
-    A block saves ``bytes_each`` bytes beside its input of a fifth of that, and has as many more at its peak.
+    A block saves ``bytes_each`` bytes, its input a fifth of them, and has as many more at its peak.
     """
     units = (*(UnitProfile(f"block {index}", count) for index, count in enumerate(blocks)), UnitProfile("root", root))
     work, last = seconds * 1e9, len(blocks)
-    one = Pass(0, False, work, bytes_each, bytes_each // 5, ops=1, above=2 * bytes_each, net=bytes_each)
+    inputs = bytes_each // 5
+    one = Pass(0, False, work, bytes_each, inputs, bytes_each - inputs, ops=1, above=2 * bytes_each, net=bytes_each)
     forward = [Pass(last, False, 0.0), *(replace(one, unit=unit) for unit in range(last)), Pass(last, False, work / 4)]
     backward = [
         Pass(p.unit, True, 2 * p.flops, ops=1, above=bytes_each // 2 if p.net else 0, net=-p.net)
@@ -56,6 +57,7 @@ def per_sequence(profile: Profile) -> Callable[[int], Profile]:
             flops=2 * p.flops,
             saved=2 * p.saved,
             inputs=2 * p.inputs,
+            remade=2 * p.remade,
             streamed=2 * p.streamed,
             touched=2 * p.touched,
             above=2 * p.above,
@@ -63,7 +65,7 @@ def per_sequence(profile: Profile) -> Callable[[int], Profile]:
         )
         for p in profile.passes
     )
-    return cache(lambda batch: extrapolate(profile, Profile(profile.units, passes), batch))
+    return cache(lambda batch: extrapolate(profile, Profile(profile.units, passes), (1, 2), batch))
 
 
 @st.composite

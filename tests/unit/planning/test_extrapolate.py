@@ -1,4 +1,4 @@
-"""A profile for any number of sequences, from those of one and of two."""
+"""A profile for any number of sequences, from those of two other numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ciuic_dist.planning.profile import Pass, Profile, UnitProfile, extrapolate
 
 UNITS = (UnitProfile("block", 3), UnitProfile("root", 4))
 PARTS = st.tuples(st.integers(0, 100), st.integers(0, 100))
-GROWING = ("flops", "saved", "inputs", "streamed", "touched", "above", "net")
+GROWING = ("flops", "saved", "inputs", "remade", "streamed", "touched", "above", "net", "seconds")
 
 
 def of(parts: dict[str, tuple[int, int]], batch: int) -> Profile:
@@ -22,13 +22,16 @@ def of(parts: dict[str, tuple[int, int]], batch: int) -> Profile:
     return Profile(UNITS, (forward, replace(forward, backward=True)))
 
 
-@given(st.fixed_dictionaries(dict.fromkeys(GROWING, PARTS)), st.integers(1, 64))
-def test_what_grows_evenly_is_exact(parts: dict[str, tuple[int, int]], batch: int) -> None:
-    assert extrapolate(of(parts, 1), of(parts, 2), batch) == of(parts, batch)
+@given(
+    st.fixed_dictionaries(dict.fromkeys(GROWING, PARTS)), st.sampled_from([(1, 2), (2, 4), (4, 8)]), st.integers(1, 64)
+)
+def test_what_grows_evenly_is_exact(parts: dict[str, tuple[int, int]], counts: tuple[int, int], batch: int) -> None:
+    few, many = (of(parts, count) for count in counts)
+    assert extrapolate(few, many, counts, batch) == of(parts, batch)
 
 
 def test_another_order_is_refused() -> None:
     one = of(dict.fromkeys(GROWING, (1, 1)), 1)
     for other in (one.passes[::-1], one.passes[:1], (replace(one.passes[0], unit=1), one.passes[1])):
         with pytest.raises(ValueError, match="another order"):
-            extrapolate(one, replace(one, passes=other), 4)
+            extrapolate(one, replace(one, passes=other), (1, 2), 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,11 @@ from ciuic_dist.planning.training import Choice, Training
 from tests.unit.planning.jobs import KIB, MIB, kept, machine, stack
 
 MODEL = stack([100, 300, 200], 50)
-"""A block saves 1000 bytes beside an input of 200, and has 2000 at its peak; its backward 500 beyond what it begins
-with."""
-TOTAL, BLOCKS, ROOT, LARGEST = 650, 600, 50, 300
+"""A block saves 1000 bytes, its input of 200 among them, and has 2000 at its peak; its backward 500 beyond what it
+begins with."""
+TOTAL, BLOCKS, ROOT = 650, 600, 50
+FOUR = stack([100, 300, 200, 250], 50)
+ALL, LARGEST = 900, 300
 PAGE = 256 * KIB
 
 
@@ -41,7 +44,7 @@ def ways(way: Way, *, below: bool = False) -> Choice:
                 (0, 0),
             ],
         ),
-        (  # inputs stay; a unit's activations are there again for its backward
+        (  # inputs stay; a unit's forward runs again before its backward
             ways(Way.RECOMPUTE),
             [
                 (0, 0),
@@ -50,15 +53,15 @@ def ways(way: Way, *, below: bool = False) -> Choice:
                 (400, 2400),
                 (600, 600),
                 (600, 600),
-                (600, 2100),
-                (400, 1900),
-                (200, 1700),
+                (600, 2600),
+                (400, 2400),
+                (200, 2200),
                 (0, 0),
             ],
         ),
         (
             ways(Way.OFFLOAD, below=True),
-            [(0, 0), (0, 2000), (0, 2000), (0, 2000), (0, 0), (0, 0), (0, 1500), (0, 1500), (0, 1500), (0, 0)],
+            [(0, 0), (0, 2000), (0, 2000), (0, 2000), (0, 0), (0, 0), (0, 2000), (0, 2000), (0, 2000), (0, 0)],
         ),
         (
             Choice(0, 1, 1, (Way.RECOMPUTE, Way.KEEP, Way.KEEP), below=True),
@@ -71,7 +74,7 @@ def ways(way: Way, *, below: bool = False) -> Choice:
                 (2000, 2000),
                 (2000, 2500),
                 (1000, 1500),
-                (0, 1500),
+                (0, 2000),
                 (0, 0),
             ],
         ),
@@ -82,54 +85,101 @@ def test_activations_rise_and_fall(choice: Choice, expected: list[tuple[int, int
     assert transient(MODEL, choice) == max(peak for _, peak in expected)
 
 
-def test_all_of_one_device() -> None:
-    found = footprint(MODEL, Training(1, 8), kept(MODEL), machine())
+@pytest.mark.parametrize(
+    ("costs", "peak"),
+    [
+        ({}, 2000),  # of the forward that runs again
+        ({"above": 1100}, 1300),  # what it made, and a backward above that
+        ({"above": 1100, "inputs": 700}, 1600),  # of an input of 700 no more than 200 would be saved
+    ],
+)
+def test_what_is_computed_again_peaks_in_its_forward_or_in_its_backward(costs: dict[str, Any], peak: int) -> None:
+    passes = (replace(p, **costs) if p.saved else p for p in MODEL.passes)
+    changed = replace(MODEL, passes=tuple(passes))
+    begin, highest = list(levels(changed, ways(Way.RECOMPUTE)))[-2]
+    assert highest - begin == peak
+
+
+@pytest.mark.parametrize("spills", [False, True])
+def test_all_of_one_device(spills: bool) -> None:
+    found = footprint(MODEL, Training(1, 8), kept(MODEL), machine(), spills=spills)
     assert found.transient == 4000
-    assert found.fixed == (ROOT + 2 * LARGEST + ROOT) * 2, "the root, and gradients of two units and the root"
+    assert found.fixed == (ROOT + ROOT) * 2, "the root and its gradients; the others' go to the column as they come"
     assert (found.parameters, found.gradients, found.state) == (BLOCKS * 2, TOTAL * 4, TOTAL * 10)
-    assert found.passing == 3 * LARGEST * 2 + 12 * PAGE
-    assert found.total == 4000 + 1400 + BLOCKS * 2 + TOTAL * 14
+    assert found.passing == 3 * 300 * 2 + 12 * PAGE
+    assert found.total == 4000 + 200 + BLOCKS * 2 + TOTAL * 14
     assert found.least == found.total, "what passes would need more room than all there is"
 
 
 @pytest.mark.parametrize(
-    ("training", "accumulation", "gradients", "state"),
+    ("training", "accumulation", "spills", "gradients", "state"),
     [
-        (Training(4, 8), 1, 4, 10.0),
-        (Training(4, 8, clips=False), 1, 0, 10.0),
-        (Training(4, 8, clips=False), 2, 4, 10.0),
-        (Training(4, 8, "fp32"), 1, 4, 8.0),
-        (Training(4, 8, "bf16", "8bit"), 1, 4, 2 * 33 / 32 + 2),
+        (Training(4, 8), 1, True, 4, 10.0),
+        (Training(4, 8, clips=False), 1, True, 0, 10.0),
+        (Training(4, 8, clips=False), 1, False, 4, 10.0),  # the column is there, though it is never needed
+        (Training(4, 8, clips=False), 2, True, 4, 10.0),
+        (Training(4, 8, "fp32"), 1, True, 4, 8.0),
+        (Training(4, 8, "bf16", "8bit"), 1, True, 4, 2 * 33 / 32 + 2),
     ],
 )
 def test_gradients_and_state_have_their_precision(
-    training: Training, accumulation: int, gradients: int, state: float
+    training: Training, accumulation: int, spills: bool, gradients: int, state: float
 ) -> None:
-    found = footprint(MODEL, training, kept(MODEL, accumulation=accumulation), machine())
+    found = footprint(MODEL, training, kept(MODEL, accumulation=accumulation), machine(), spills=spills)
     assert (found.gradients, found.state) == (TOTAL * gradients, int(TOTAL * state))
 
 
+@pytest.mark.parametrize("spills", [False, True])
 @pytest.mark.parametrize(
     ("stage", "accumulation", "parameters", "ranks", "fixed"),
     [
-        (0, 1, BLOCKS * 2, 1, ROOT + 2 * LARGEST + ROOT),
-        (0, 2, BLOCKS * 2, 1, ROOT + TOTAL),  # gradients wait for the last micro-batch
-        (1, 2, BLOCKS * 2, 4, ROOT + TOTAL),
-        (2, 2, BLOCKS * 2, 4, ROOT + 2 * LARGEST + ROOT),
-        (3, 2, BLOCKS * 2 // 4, 4, ROOT + 2 * LARGEST + 2 * LARGEST + ROOT),  # two units in use
+        (0, 1, 850 * 2, 1, ROOT + 2 * LARGEST + ROOT),  # gradients of two units and the root
+        (0, 2, 850 * 2, 1, ROOT + ALL),  # they wait for the last micro-batch
+        (1, 2, 850 * 2, 4, ROOT + ALL),
+        (2, 2, 850 * 2, 4, ROOT + 2 * LARGEST + ROOT),
+        (3, 2, 850 * 2 // 4, 4, ROOT + 2 * LARGEST + 2 * LARGEST + ROOT),  # two units in use
     ],
 )
-def test_stages_divide_among_the_ranks(stage: int, accumulation: int, parameters: int, ranks: int, fixed: int) -> None:
-    found = footprint(MODEL, Training(8, 8), kept(MODEL, stage, accumulation), machine(nodes=2, devices=2))
+def test_stages_divide_among_the_ranks(
+    stage: int, accumulation: int, parameters: int, ranks: int, fixed: int, spills: bool
+) -> None:
+    where, choice = machine(nodes=2, devices=2), kept(FOUR, stage, accumulation)
+    found = footprint(FOUR, Training(8, 8), choice, where, spills=spills)
     assert (found.parameters, found.fixed) == (parameters, fixed * 2)
-    assert (found.gradients, found.state) == (TOTAL * 4 // ranks, TOTAL * 10 // ranks)
+    assert (found.gradients, found.state) == (ALL * 4 // ranks, ALL * 10 // ranks)
     assert found.passing == 3 * LARGEST * 2 // (4 if stage == 3 else 1) + 12 * PAGE
 
 
+@pytest.mark.parametrize(
+    ("stage", "spills", "parameters", "ranks", "fixed"),
+    [
+        (0, False, 850 * 2, 1, ROOT + ALL),  # a mailbox has all gradients
+        (0, True, 850 * 2, 1, ROOT + 2 * LARGEST + ROOT),  # two slots that take turns, and the root's
+        (1, False, 850 * 2 // 4, 4, ROOT // 4 + ALL),  # there is one copy of the parameters
+        (1, True, 850 * 2 // 4, 4, ROOT // 4 + 2 * LARGEST + ROOT),
+        (2, False, 850 * 2 // 4, 4, ROOT // 4 + 2 * LARGEST + ROOT),
+        (3, False, 850 * 2 // 4, 4, ROOT // 4 + 2 * LARGEST + ROOT),  # nothing is gathered
+        (3, True, 850 * 2 // 4, 4, ROOT // 4 + 2 * LARGEST + ROOT),
+    ],
+)
+def test_ranks_of_one_host_share_parameters_and_have_mailboxes(
+    stage: int, spills: bool, parameters: int, ranks: int, fixed: int
+) -> None:
+    where = replace(machine(devices=4), shared=True)
+    found = footprint(FOUR, Training(8, 8), kept(FOUR, stage), where, spills=spills)
+    assert (found.parameters, found.fixed) == (parameters, fixed * 2)
+    assert (found.gradients, found.state) == (ALL * 4 // ranks, ALL * 10 // ranks)
+
+
+def test_one_process_on_the_cpu_has_no_mailbox() -> None:
+    where = replace(machine(), shared=True)
+    assert footprint(FOUR, Training(8, 8), kept(FOUR), where, spills=False).fixed == (ROOT + ROOT) * 2
+
+
 def test_units_that_stay_gathered_count_from_the_last() -> None:
-    where = machine(devices=4)
-    plain, staying = (footprint(MODEL, Training(4, 8), kept(MODEL, 3, gathered=n), where).fixed for n in (0, 2))
-    assert staying - plain == (300 + 200) * 2
+    where, training = machine(devices=4), Training(4, 8)
+    plain, staying = (footprint(FOUR, training, kept(FOUR, 3, gathered=n), where, spills=False).fixed for n in (0, 2))
+    assert staying - plain == (200 + 250) * 2
 
 
 @pytest.mark.parametrize(
@@ -138,9 +188,9 @@ def test_units_that_stay_gathered_count_from_the_last() -> None:
 )
 def test_a_budget_is_a_good_many_pages(budget: int, page: int) -> None:
     assert page_bytes(budget, 32 * MIB) == page
-    assert footprint(MODEL, Training(1, 8), kept(MODEL), machine(budget)).page == page
+    assert footprint(MODEL, Training(1, 8), kept(MODEL), machine(budget), spills=True).page == page
 
 
 def test_pages_of_hosts_are_smaller() -> None:
     where = replace(machine(1 << 40), shared=True)
-    assert footprint(MODEL, Training(1, 8), kept(MODEL), where).page == 4 * MIB
+    assert footprint(MODEL, Training(1, 8), kept(MODEL), where, spills=True).page == 4 * MIB

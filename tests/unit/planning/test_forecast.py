@@ -20,7 +20,7 @@ from tests.unit.planning.jobs import MIB, kept, machine, page_of, stack
 
 MODEL = stack([1_000_000] * 8, 1000)
 TRAINING = Training(1, 8)
-TOTAL = footprint(MODEL, TRAINING, kept(MODEL), machine()).total
+TOTAL = footprint(MODEL, TRAINING, kept(MODEL), machine(), spills=True).total
 
 Job = tuple[Profile, Machine, Training]
 
@@ -38,7 +38,7 @@ def fits(profile: Profile, where: Machine, training: Training, choice: Choice) -
 def test_nothing_is_spilled_that_fits(job: Job, data: st.DataObject) -> None:
     profile, where, training = job
     choice = replace(data.draw(jobs.choices(profile, where)), below=False)
-    where = replace(where, memory=footprint(profile, training, choice, where).total)
+    where = replace(where, memory=footprint(profile, training, choice, where, spills=False).total)
     found = forecast(profile, where, training, choice)
     assert found.spilled == Spilled()
     assert (found.device, found.host, found.nvme, found.up, found.down) == (where.memory, 0, 0, 0, 0)
@@ -62,6 +62,16 @@ def test_state_leaves_first_then_gradients_then_parameters(job: Job, data: st.Da
     assert found.device <= where.memory
 
 
+def test_a_budget_may_be_needed_though_nothing_is_spilled() -> None:
+    """For the gradients' column is there without one, even where each unit is updated in the backward."""
+    training, choice = replace(TRAINING, clips=False), kept(MODEL)
+    most, least = (footprint(MODEL, training, choice, machine(), spills=spills).total for spills in (False, True))
+    assert most - least == MODEL.parameters * 4
+    for memory, spills in ((most, False), (most - 1, True), (least, True)):
+        found = forecast(MODEL, machine(memory), training, choice)
+        assert (found.spills, found.spilled) == (spills, Spilled())
+
+
 @pytest.mark.parametrize(
     ("short", "spilled"),
     [
@@ -80,18 +90,29 @@ def test_what_is_spilled_by_hand(short: int, spilled: object) -> None:
     assert (found.device, found.host) == (where.memory, short + passing)
 
 
-def test_parameters_move_for_every_pass_and_the_rest_once() -> None:
+def test_parameters_move_for_every_pass_gradients_for_every_micro_batch_and_state_once() -> None:
     where = machine(TOTAL - 115_000_000, host=1 << 30, link=1e8)
     choice = replace(kept(MODEL, accumulation=3), ways=(Way.OFFLOAD,) * 8, below=True)
     found = forecast(MODEL, where, TRAINING, choice)
     spilled = found.spilled
     assert spilled.activations == 8000
     assert spilled.parameters > 0
-    assert found.up == spilled.state + spilled.gradients + 6 * spilled.parameters + 3 * 8000
-    assert found.down == spilled.state + spilled.gradients + spilled.parameters + 3 * 8000
+    assert found.up == spilled.state + 3 * spilled.gradients + 6 * spilled.parameters + 3 * 8000
+    assert found.down == spilled.state + 3 * spilled.gradients + spilled.parameters + 3 * 8000
     assert found.resources["link to the host"] == pytest.approx(found.up / 1e8)
     both = forecast(MODEL, replace(where, duplex=False), TRAINING, choice)
     assert both.resources["link to the host"] == pytest.approx((found.up + found.down) / 1e8)
+
+
+@pytest.mark.parametrize(("devices", "stage", "times"), [(1, 0, 4), (2, 0, 1), (2, 1, 1), (2, 2, 4), (2, 3, 4)])
+def test_gradients_move_as_often_as_they_are_reduced(devices: int, stage: int, times: int) -> None:
+    """With several ranks below stage 2 that is once a step: until then each has its own."""
+    where = machine(26 * MIB, devices=devices, host=1 << 30)
+    found = forecast(MODEL, where, Training(4 * devices, 8), kept(MODEL, stage, accumulation=4))
+    spilled = found.spilled
+    assert spilled.gradients > 0
+    assert found.up == spilled.state + times * spilled.gradients + 8 * spilled.parameters
+    assert found.down == spilled.state + times * spilled.gradients + spilled.parameters
 
 
 def test_a_slow_link_to_the_host_bounds_the_step() -> None:

@@ -144,3 +144,8 @@ def test_recomputing_runs_the_forward_again_and_offloading_does_not() -> None:
 def test_the_update_is_bound_by_memory(stage: int, ranks: int) -> None:
     found = update_seconds(MODEL, machine(devices=4), Training(4, 8), kept(MODEL, stage))
     assert found == pytest.approx(3e6 / ranks * (2 * 10 + 2 * 2 + 4) / 1e9)
+
+
+def test_the_update_takes_as_long_as_was_measured() -> None:
+    where = replace(machine(devices=4), update=5e5)
+    assert update_seconds(MODEL, where, Training(4, 8), kept(MODEL, 1)) == pytest.approx(3e6 / 4 / 5e5)

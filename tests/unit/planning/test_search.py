@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -9,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciuic_dist.planning.activations import Way
-from ciuic_dist.planning.forecast import DoesNotFit, forecast
+from ciuic_dist.planning.forecast import DoesNotFit, Forecast, forecast
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
 from ciuic_dist.planning.search import Found, Limits, choices, in_memory_seconds, search
-from ciuic_dist.planning.training import Training
+from ciuic_dist.planning.training import Choice, Training
 from tests.unit.planning import jobs
 from tests.unit.planning.jobs import KIB, MIB, kept, machine, per_sequence, stack
 
@@ -120,6 +121,26 @@ def test_little_memory_makes_it_spill_and_it_is_slower() -> None:
     assert tight.forecast.seconds >= tight.forecast.bound
 
 
+def test_the_most_promising_of_those_that_spill_are_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    training, profile_of = Training(16, 8), per_sequence(MODEL)
+    where = machine(8 * MIB, devices=2, host=1000 * MIB, link=1e8)
+    played: list[float] = []
+
+    def play(_profile: Profile, _where: Machine, _training: Training, _choice: Choice, found: Forecast) -> Forecast:
+        played.append(found.seconds)
+        return replace(found, seconds=1e6 + found.seconds)
+
+    monkeypatch.setattr("ciuic_dist.planning.search.with_transfers", play)
+    best = search(profile_of, where, training)
+    found = []
+    for choice in choices(profile_of, where, training, Limits()):
+        with suppress(DoesNotFit):
+            found.append(forecast(profile_of(choice.micro_batch), where, training, choice).seconds)
+    assert len(found) > 24
+    assert played == sorted(found)[:24]
+    assert best.forecast.seconds == pytest.approx(1e6 + played[0], rel=0.005)
+
+
 def test_limits_are_kept() -> None:
     where, training, profile_of = machine(1000 * MIB, devices=2, host=1000 * MIB), Training(8, 8), per_sequence(MODEL)
     for stage in range(4):
@@ -139,6 +160,14 @@ def test_all_that_is_considered_is_counted() -> None:
     tried = list(choices(profile_of, where, training, Limits()))
     assert search(profile_of, where, training).considered == len(tried)
     assert len(tried) == 3 * 2 * (3 + 4), "micro-batches; kept or recomputed; stages, the last with units gathered"
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 5])
+def test_nothing_is_considered_twice(blocks: int) -> None:
+    where, profile_of = machine(1000 * MIB, devices=2, host=1000 * MIB), per_sequence(stack([400_000] * blocks, 10_000))
+    tried = list(choices(profile_of, where, Training(8, 8), Limits()))
+    assert len(tried) == len(set(tried))
+    assert all(set(choice.ways) != {Way.KEEP} for choice in tried if choice.below), "that would be one that stays"
 
 
 @pytest.mark.parametrize("sequences", [3, 9, 1])
