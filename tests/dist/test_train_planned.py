@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -25,13 +27,21 @@ shared: true
 """
 
 
-@pytest.fixture
-def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    (tmp_path / "two.yaml").write_text(MACHINE)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the command printed."""
+    machine = tmp_path_factory.mktemp("machine") / "two.yaml"
+    machine.write_text(MACHINE)
     job = [*(setting for setting in JOB if not setting.startswith("data.path")), "train.micro_batch=1"]
-    assert main([*job, f"machine={tmp_path / 'two.yaml'}", "--json"]) == 0
+    with redirect_stdout(StringIO()) as out:
+        assert main([*job, f"machine={machine}", "--json"]) == 0
+    return out.getvalue()
+
+
+@pytest.fixture
+def plan(made: str, tmp_path: Path) -> Path:
     path = tmp_path / "plan.json"
-    path.write_text(capsys.readouterr().out)
+    path.write_text(made)
     return path
 
 
