@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
@@ -39,8 +40,30 @@ class FusedAttention(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         return self._attend(*args, **(kwargs or {}))
 
-    def _fuses(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, dropout_p: float = 0.0, **__: Any) -> bool:
+    def _fuses(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **_: Any,
+    ) -> bool:
         return self._everywhere or (query.shape[-1] == value.shape[-1] and query.dim() == 4 and not dropout_p)
+
+    def __enter__(self) -> Self:
+        """Modules of torch's own look the function up where modes don't reach."""
+        functional.scaled_dot_product_attention = self._instead
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        functional.scaled_dot_product_attention = scaled_dot_product_attention
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def _instead(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__torch_function__(scaled_dot_product_attention, (), args, kwargs)
 
     def _attend(
         self,
@@ -52,6 +75,8 @@ class FusedAttention(TorchFunctionMode):
         is_causal: bool = False,
         **_: Any,
     ) -> Tensor:
+        if attn_mask is not None and attn_mask.dtype is torch.bool:  # added up as floats, and kept
+            attn_mask = query.new_empty(attn_mask.shape)
         given = (self._charge, not self._everywhere, is_causal, attn_mask, query, key, value)
         made: Tensor = _Attention.apply(*given)  # type: ignore[no-untyped-call]
         return made

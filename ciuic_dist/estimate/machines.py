@@ -42,8 +42,8 @@ def load(name: str) -> Machine:
     if name.endswith((".yaml", ".yml")):
         try:
             return parse(Path(name).read_text(encoding="utf-8"), Path(name).stem)
-        except OSError as error:
-            raise ConfigError(f"machine={name} can't be read: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"machine={name} can't be read: {getattr(error, 'strerror', error)}") from error
     near = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? There" if near else "there"
     raise ConfigError(f"there is no machine {name}: {hint} are {', '.join(names())}, or name a YAML file of your own")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ciuic_dist.estimate.sizes import size_text
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.forecast import DoesNotFit, Forecast
@@ -131,17 +132,15 @@ def _refusal(name: str, machine: Machine, failure: DoesNotFit) -> str:
     needs = failure.needs
     text = f"{name} doesn't fit {machine.name}: "
     if failure.device is None:
-        text += f"its activations find no room below the {_gib(machine.memory)} of each device"
+        text += f"its activations find no room below the {size_text(machine.memory)} of each device"
     else:
-        text += f"each device needs {_gib(failure.device)} at the least and has {_gib(machine.memory)}"
+        text += f"each device needs {size_text(failure.device)} at the least and has {size_text(machine.memory)}"
     text += (
-        f"; activations take {_gib(needs.transient)} of it, full units and gradients on their way "
-        f"{_gib(needs.fixed)}, what passes through {_gib(needs.passing)}"
+        f"; activations take {size_text(needs.transient)} of it, full units and gradients on their way "
+        f"{size_text(needs.fixed)}, what passes through {size_text(needs.passing)}"
     )
     if failure.below is not None:
-        text += f". {_gib(failure.below * machine.devices)} more of each node's host memory or NVMe would do as well"
+        text += (
+            f". {size_text(failure.below * machine.devices)} more of each node's host memory or NVMe would do as well"
+        )
     return text
-
-
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / _GIB:.1f} GiB"

@@ -56,19 +56,27 @@ def probe(folder: Path | None = None, nvme: int = 0) -> Machine:
     rates: dict[str, Any] = {name: mean(each[name] for each in everyone) for name in mine}
     devices = -(-len(hosts) // nodes)
     on_host = where.type == "cpu"
-    room = min(groups.gather_objects(available()))
     rates |= {name: rates[name] * devices for name in ("read", "write")}
     rates["network"] = rates["peers"] * devices if nodes > 1 else 0.0
     return Machine(
         name="this machine",
         nodes=nodes,
         devices=devices,
-        memory=room // devices if on_host else min(groups.gather_objects(_free(where))),
-        host=0 if on_host else room,
         nvme=nvme,
+        **room(),
         shared=on_host and nodes == 1,
         **rates,
     )
+
+
+def room() -> dict[str, Any]:
+    """Bytes that are free now on each device, and in the host's memory where that is another tier. Collective."""
+    where = groups.device()
+    hosts = groups.gather_objects(groups.host_identity())
+    free = min(groups.gather_objects(available()))
+    if where.type == "cpu":
+        return {"memory": free // max(map(hosts.count, hosts)), "host": 0}
+    return {"memory": min(groups.gather_objects(_free(where))), "host": free}
 
 
 def _matrix_rate(dtype: torch.dtype, where: torch.device) -> float:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
+from ciuic_dist.estimate.sizes import size_text
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan, UnitPlan
-
-_UNITS = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20}
 
 
 def describe(plan: Plan) -> str:
@@ -33,19 +32,19 @@ def _lines(plan: Plan) -> Iterator[str]:
         full = sum(unit.gathered for unit in plan.units[:-1])
         yield f"  stay gathered      {full} of {len(plan.units) - 1} units"
     for kind, tiers in plan.residency.items():
-        yield f"  {kind:<24}{', '.join(f'{_size(nbytes)} on {tier}' for tier, nbytes in tiers.items())}"
+        yield f"  {kind:<24}{', '.join(f'{size_text(nbytes)} on {tier}' for tier, nbytes in tiers.items())}"
     yield ""
     yield "predicted, for each rank"
     for tier, nbytes in predicted.peak.items():
         room = {"device": plan.machine.memory, "host": plan.machine.node_host, "nvme": plan.machine.node_nvme}[tier]
-        yield f"  peak on {tier:<11}{_size(nbytes)} of {_size(room)}"
+        yield f"  peak on {tier:<11}{size_text(nbytes)} of {size_text(room)}"
     yield f"  step               {_seconds(predicted.seconds)}, {predicted.tokens_per_second:,.0f} tokens/s in all"
     yield f"  of in-memory speed {predicted.of_in_memory:.0%}"
     yield f"  lower bound        {_seconds(predicted.bound)}: {predicted.limit}"
     for resource, needed in predicted.resources.items():
         yield f"    {resource:<25}{_seconds(needed)}"
     for link, moved in predicted.traffic.items():
-        yield f"  traffic {link:<19}{_size(moved)} a step"
+        yield f"  traffic {link:<19}{size_text(moved)} a step"
     if plan.advice:
         yield ""
         yield "would help: " + "; ".join(f"{entry.change}: +{entry.gain:.0%}" for entry in plan.advice[:3])
@@ -58,7 +57,7 @@ def _parameters(count: int) -> str:
 def _machine(machine: Machine) -> str:
     nodes = f"{machine.nodes} nodes of " if machine.nodes > 1 else ""
     devices = f"{machine.devices} devices" if machine.devices > 1 else "one device"
-    return f"{machine.name}: {nodes}{devices} with {_size(machine.memory)} each"
+    return f"{machine.name}: {nodes}{devices} with {size_text(machine.memory)} each"
 
 
 def _stage(plan: Plan) -> str:
@@ -75,11 +74,6 @@ def _activations(plan: Plan) -> str:
 
 def _way(unit: UnitPlan) -> str:
     return str(unit.activations)
-
-
-def _size(nbytes: float) -> str:
-    units = [unit for unit, size in _UNITS.items() if nbytes >= size] or ["MiB"]
-    return f"{nbytes / _UNITS[units[0]]:.2f} {units[0]}"
 
 
 def _seconds(seconds: float) -> str:

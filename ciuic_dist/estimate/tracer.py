@@ -88,10 +88,12 @@ class _Meter(TorchDispatchMode):
         for index, module in enumerate(units.values()):
             for parameter in module.parameters():
                 owner[parameter] = index if owner.get(parameter, index) == index else self.root
-        counts = [0] * (len(units) + 1)
+        counts, frozen = Counter[int](), Counter[int]()
         for parameter in model.parameters():
-            counts[owner.setdefault(parameter, self.root)] += parameter.numel()
-        self.units = tuple(UnitProfile(name, count) for name, count in zip([*units, "root"], counts, strict=True))
+            unit = owner.setdefault(parameter, self.root)
+            counts[unit] += parameter.numel()
+            frozen[unit] += 0 if parameter.requires_grad else parameter.numel()
+        self.units = tuple(UnitProfile(name, counts[i], frozen[i]) for i, name in enumerate([*units, "root"]))
         self._owner = {id(parameter): unit for parameter, unit in owner.items()}
         self._stored = {_storage(parameter) for parameter in model.parameters()}
         self._inputs: list[Tensor] = []
@@ -120,12 +122,12 @@ class _Meter(TorchDispatchMode):
         return now
 
     def kept(self) -> Iterator[tuple[Pass, Calls]]:
-        """Passes that compute with parameters; between two units the root often does nothing."""
+        """Passes that compute; between two units the root often does nothing."""
         turn = next(index for index, p in enumerate(self._passes) if p.backward)
         ends = {0, turn - 1, turn, len(self._passes) - 1}
         carried = 0
         for index, p in enumerate(self._like_their_twins()):
-            if p.unit != self.root or p.flops or p.weights or index in ends:
+            if p.unit != self.root or p.ops or p.weights or index in ends:
                 costs = {name: getattr(p, name) for name in ("saved", "inputs", "remade", "streamed", "touched", "ops")}
                 made = Pass(p.unit, p.backward, p.flops, **costs, above=p.above + carried, net=p.net + carried)
                 yield made, p.calls

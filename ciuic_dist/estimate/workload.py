@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ciuic_dist.estimate.calls import Clock
 from ciuic_dist.estimate.phantom import phantom
@@ -73,7 +73,7 @@ def _traced(
         step = _Step(model, specs, fused_attention)
         held = {f"model.{name}": _absent(p, None if p in exact else dtype) for name, p in model.named_parameters()}
         held |= {f"model.{name}": _absent(buffer, None) for name, buffer in model.named_buffers()}
-        args, kwargs = tree_map(lambda value: _repeated(value, count), given(batch))
+        args, kwargs = tree_map(lambda value: _repeated(value, count, dtype), given(batch))
         profile, calls = functional_call(step, held, args, kwargs)
     return profile if clock is None else _timed(profile, calls, clock)
 
@@ -96,14 +96,26 @@ class _Step(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Profile, tuple[Calls, ...]]:
         def loss() -> Tensor:
-            out = self.model(*args, **kwargs)
-            value: Tensor = out.loss if hasattr(out, "loss") else out.float().mean()
-            return value
+            return _loss(self.model(*args, **kwargs))
 
         return trace(self.model, self._units, loss, fused_attention=self._fused_attention)
 
 
+def _loss(out: Any) -> Tensor:
+    """What a model gives as its loss, else the mean of all that gradients can flow through. Raises ValueError."""
+    loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
+    if isinstance(loss, Tensor):
+        return loss
+    leaves = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not leaves:
+        raise ValueError("no gradient flows through what the model gives: are all of its parameters frozen?")
+    total: Tensor = sum((leaf.float().mean() for leaf in leaves[1:]), leaves[0].float().mean())
+    return total
+
+
 def _absent(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if not tensor.is_floating_point():  # what has values keeps them: indices, masks
+        return tensor if tensor.device.type == "cpu" else torch.zeros(tensor.shape, dtype=tensor.dtype)
     made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=_cast(tensor, dtype), device="meta")
     return made.requires_grad_(tensor.requires_grad)
 
@@ -112,7 +124,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     return tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
 
 
-def _repeated(value: Tensor, count: int) -> Tensor:
-    """An input for ``count`` samples instead of one."""
-    made = torch.empty((count * value.shape[0], *value.shape[1:]), dtype=value.dtype)
+def _repeated(value: Tensor, count: int, dtype: torch.dtype | None) -> Tensor:
+    """An input for ``count`` samples instead of one, in the precision that the model computes in."""
+    made = torch.empty((count * value.shape[0], *value.shape[1:]), dtype=_cast(value, dtype))
     return made if value.is_floating_point() else made.zero_()

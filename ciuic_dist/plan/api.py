@@ -16,6 +16,7 @@ from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
 from ciuic_dist.planning.search import Limits
 from ciuic_dist.planning.training import Training
+from ciuic_dist.sharding.shard import PRECISIONS
 from ciuic_dist.sharding.units import UnitRule
 
 
@@ -40,8 +41,10 @@ def plan(
     ``clips``: gradients are clipped, so nothing is updated before the backward is over.
 
     Raises ConfigError for a machine that there isn't, BudgetError where nothing fits, with the least that would,
-    ValueError where ``sequences`` can't be divided among the ranks.
+    ValueError where ``sequences`` can't be divided among the ranks, and for a stage or precision that there isn't.
     """
+    if stage not in (None, 0, 1, 2, 3) or mixed_precision not in PRECISIONS:
+        raise ValueError(f"stage must be 0 to 3 and mixed_precision None or 'bf16', not {stage!r}, {mixed_precision!r}")
     module = model if isinstance(model, nn.Module) else _made(model)
     where = load(machine) if isinstance(machine, str) else machine
     where = where if memory is None else within(where, memory)
@@ -49,7 +52,14 @@ def plan(
     length = max((value.shape[1] for value in (*args, *kwargs.values()) if value.dim() > 1), default=1)
     precision = mixed_precision or "fp32"
     training = Training(sequences, length, precision, clips=clips)
-    profile_of = profiles(module, batch, precision=mixed_precision, units=units, fused_attention=not where.shared)
+    profile_of = profiles(
+        module,
+        batch,
+        precision=mixed_precision,
+        units=units,
+        fused_attention=not where.shared,
+        most=max(1, sequences // where.world),
+    )
     return make_plan(type(module).__name__, profile_of, where, training, Limits(stage))
 
 
@@ -62,6 +72,9 @@ def within(machine: Machine, memory: Memory) -> Machine:
     """The machine with no more than ``memory`` allows; its folder need not be here. Raises BudgetError for no size."""
     nvme = None if memory.nvme is None else str(memory.nvme).rpartition(":")[2]
     given = {"memory": ("device", memory.device), "host": ("host", memory.host), "nvme": ("nvme", nvme)}
+    if machine.shared:  # the host's memory is the devices'
+        machine = replace(machine, host=machine.host or machine.memory * machine.devices)
+        given["host"] = ("host", memory.host or 0)
     least = {
         field: min(parse_size(size, f"memory.{name}"), getattr(machine, field))
         for field, (name, size) in given.items()

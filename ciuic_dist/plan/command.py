@@ -13,9 +13,9 @@ from ciuic_dist.estimate import machines
 from ciuic_dist.estimate.cache import Cache
 from ciuic_dist.estimate.calls import Clock
 from ciuic_dist.estimate.planner import make_plan
-from ciuic_dist.estimate.probe import probe
+from ciuic_dist.estimate.probe import probe, room
 from ciuic_dist.estimate.workload import causal_batch, profiles
-from ciuic_dist.memory.budget import Memory, parse_size
+from ciuic_dist.memory.budget import Memory
 from ciuic_dist.models.build import build, longest_sequence
 from ciuic_dist.plan.api import within
 from ciuic_dist.planning.activations import Way
@@ -117,11 +117,11 @@ def planned(command: Command) -> Planned:
 def _here(cache: Cache | None, config: Config) -> Machine:
     """The machine that the ranks run on, as it was probed before or now."""
     known = None if cache is None else cache.machine
-    folder, _, size = (config.memory.nvme or "").rpartition(":")
-    wanted = parse_size(size, "memory.nvme") if folder else 0
+    budgets = Memory(nvme=config.memory.nvme).resolve(1)
+    wanted = budgets.nvme or 0
     if known is not None and (known.read or not wanted):
-        return replace(known, nvme=wanted)
-    return probe(Path(folder) if folder else None, wanted)
+        return replace(known, nvme=wanted, **room())
+    return probe(budgets.folder, wanted)
 
 
 def _length(command: Command) -> int:
@@ -130,6 +130,8 @@ def _length(command: Command) -> int:
     if command.machine is not None and not command.chosen("data.sequence_length"):
         return min(_LENGTH, most or _LENGTH)
     length = config.data.sequence_length
+    if length < 1:
+        raise ConfigError(f"data.sequence_length={length} must be at least 1")
     if most is not None and length > most:
         raise ConfigError(f"data.sequence_length={length}: {config.model_name} has positions for {most} tokens at most")
     return length

@@ -20,6 +20,10 @@ from ciuic_dist.planning.training import Choice, Training
 
 _IN_FLIGHT = 2
 """Full units at a time: in use, and coming."""
+_MAILBOX = 2
+"""Units whose gradients a mailbox has room for at a time: being written, and being read."""
+_REDUCING = 3
+"""Units whose gradients are there at a time between devices: being written, and two being sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +68,27 @@ def footprint(profile: Profile, training: Training, choice: Choice, machine: Mac
     root, largest, total = sizes[-1], max(sizes[:-1], default=0), sum(sizes)
     ranks = machine.world if choice.stage else 1
     owners = holders(choice, machine)
-    full = _full(sizes, choice, machine)
-    landing = _landing(root, largest, total, choice, machine, spills=spills)
-    consumed = spills and not training.clips and choice.accumulation == 1
+    kept = profile.units[-1].trained if spills and consumes(training, choice, machine) else profile.trained
     page = page_bytes(machine.memory, LARGEST_ON_HOSTS if machine.shared else LARGEST_ON_ACCELERATORS)
     return Footprint(
         transient=transient(profile, choice),
-        fixed=(root // (ranks if machine.shared else 1) + full + landing) * training.weight,
+        fixed=(root // (ranks if machine.shared else 1) + _full(sizes, choice, machine)) * training.weight
+        + _landing(profile, training, choice, machine, spills=spills),
         parameters=(total - root) * training.weight // owners,
-        gradients=0 if consumed else total * training.gradient // ranks,
-        state=int(total * training.state / ranks),
+        gradients=kept * training.gradient // ranks,
+        state=int(profile.trained * training.state / ranks),
         passing=UNITS_IN_FLIGHT * largest * training.weight // owners + (STATE_SLOTS + GRADIENT_SLOTS) * page,
         page=page,
     )
+
+
+def consumes(training: Training, choice: Choice, machine: Machine) -> bool:
+    """Whether each unit's gradients are used up as they are reduced; the root's come over the whole backward.
+
+    Between devices reductions end later than the backward goes on.
+    """
+    at_once = machine.shared or machine.world == 1
+    return at_once and not training.clips and choice.accumulation == 1
 
 
 def holders(choice: Choice, machine: Machine) -> int:
@@ -92,15 +104,19 @@ def _full(sizes: list[int], choice: Choice, machine: Machine) -> int:
     return min(_IN_FLIGHT * max(sizes[:-1], default=0), sum(sizes[:-1])) + sum(_staying(sizes, choice))
 
 
-def _landing(root: int, largest: int, total: int, choice: Choice, machine: Machine, *, spills: bool) -> int:
-    """Gradients on their way to being reduced, the root's among them, which come over the whole backward."""
+def _landing(profile: Profile, training: Training, choice: Choice, machine: Machine, *, spills: bool) -> int:
+    """Bytes of gradients on their way to being reduced, the root's among them, which come over the whole backward."""
+    sizes = [unit.trained for unit in profile.units]
+    total, root, largest = sum(sizes), sizes[-1], max(sizes[:-1], default=0)
     if machine.world == 1:
-        return root
-    waiting = total if choice.stage < 2 and choice.accumulation > 1 else 0  # for the last micro-batch's
-    in_turn = min(_IN_FLIGHT * largest + root, total)
+        return root * (training.gradient if spills else training.weight)
+    waits = choice.stage < 2 and choice.accumulation > 1  # for the last micro-batch's
     if machine.shared:  # beside those, a mailbox
-        return waiting + (in_turn if choice.stage >= 2 or spills else total)
-    return max(waiting, in_turn)
+        mailbox = min(_MAILBOX * largest + root, total) if choice.stage >= 2 or spills else total
+        return total * training.gradient * waits + mailbox * training.weight
+    if choice.stage < 2 and (waits or not spills):  # what was made once is kept
+        return total * training.gradient
+    return min(_REDUCING * largest + root, total) * training.gradient
 
 
 def _staying(sizes: list[int], choice: Choice) -> list[int]:

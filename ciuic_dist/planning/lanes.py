@@ -74,7 +74,7 @@ def lanes(profile: Profile, machine: Machine, training: Training, choice: Choice
 def update_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> float:
     """The optimizer reads and writes its state and the weights, and reads the gradients."""
     touched = 2 * training.state + 2 * training.weight + training.gradient
-    own = profile.parameters / (machine.world if choice.stage else 1)
+    own = profile.trained / (machine.world if choice.stage else 1)
     return own / machine.update if machine.update else own * touched / machine.bandwidth
 
 
@@ -84,6 +84,7 @@ def _works(
     """The passes of a micro-batch. What is full since the update is gathered by the first one only."""
     last = number == choice.accumulation - 1 if last is None else last
     sizes = [unit.parameters * training.weight for unit in profile.units]
+    gradients = [unit.trained * (training.weight if machine.shared else training.gradient) for unit in profile.units]
     staying = range(profile.root - choice.gathered, profile.root)
     ends = {p.unit: index for index, p in enumerate(profile.passes)}
     forward = {p.unit: machine.seconds(p, training.precision) for p in profile.passes if not p.backward}
@@ -92,7 +93,8 @@ def _works(
         stays = choice.stage < 3 or p.unit in staying or p.unit == profile.root
         again = choice.stage == 3 and not stays
         turn = index and p.backward and profile.passes[index - 1].unit == p.unit
-        gathers = choice.stage and p.unit not in full and (again or number == 0) and not turn
+        anew = again or number == 0 or (choice.stage == 3 and p.unit == profile.root)
+        gathers = choice.stage and p.unit not in full and anew and not turn
         full |= {p.unit} if stays else set()
         reduces = p.backward and ends[p.unit] == index and (last or choice.stage >= 2)
         remade = p.backward and p.unit != profile.root and choice.ways[p.unit] is Way.RECOMPUTE
@@ -100,8 +102,16 @@ def _works(
             f"{'backward' if p.backward else 'forward'} {profile.units[p.unit].name}",
             machine.seconds(p, training.precision) + (forward.get(p.unit, 0.0) if remade else 0.0),
             sizes[p.unit] if gathers else 0,
-            sizes[p.unit] * (1 if choice.stage else 2) if reduces else 0,
+            _reduced(gradients[p.unit], machine, choice) if reduces else 0,
         )
+
+
+def _reduced(nbytes: int, machine: Machine, choice: Choice) -> int:
+    """Bytes of a rank that are sent, or on a shared machine read and written: of all ranks' mailboxes, its part."""
+    if not machine.shared:
+        return nbytes * (1 if choice.stage else 2)
+    moved = nbytes * (machine.world + 1)
+    return moved // machine.world if choice.stage else moved
 
 
 class _Player:
@@ -131,7 +141,7 @@ class _Player:
     def _reduce(self, work: _Work, start: float, gather: tuple[float, float] | None) -> None:
         end = self.now
         if self._machine.shared:  # every rank adds up what the others have left in memory
-            seconds = work.reduce * (1 + 1 / self._machine.world) / self._machine.bandwidth
+            seconds = work.reduce / self._machine.bandwidth
             self.now += seconds
             self.computing += seconds
         reduce = self._send(work.reduce, end)

@@ -15,6 +15,13 @@ class UnitProfile:
     name: str
     parameters: int
     """Elements."""
+    frozen: int = 0
+    """Those that are not trained."""
+
+    @property
+    def trained(self) -> int:
+        """Elements that have gradients and state."""
+        return self.parameters - self.frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,11 @@ class Profile:
         return sum(unit.parameters for unit in self.units)
 
     @property
+    def trained(self) -> int:
+        """Elements that have gradients and state."""
+        return sum(unit.trained for unit in self.units)
+
+    @property
     def root(self) -> int:
         """The index of the root unit: the last."""
         return len(self.units) - 1
@@ -92,7 +104,7 @@ class _Builder:
         self.items: list[Item] = []
         self.weights = [self._item(u.name, u.parameters * recipe.weight, Kind.PARAMETER) for u in profile.units]
         self.gradients = [
-            -1 if recipe.fused else self._item(u.name, u.parameters * recipe.gradient, Kind.GRADIENT)
+            -1 if recipe.fused else self._item(u.name, u.trained * recipe.gradient, Kind.GRADIENT)
             for u in profile.units
         ]
         self.pages = [list(self._pages(u)) for u in profile.units]
@@ -122,7 +134,7 @@ class _Builder:
 
     def _pages(self, unit: UnitProfile) -> Iterator[int]:
         """Pages of about equal size, none larger than the recipe's."""
-        size = unit.parameters * self.recipe.state
+        size = unit.trained * self.recipe.state
         count = -(-size // self.recipe.page)
         for page in range(count):
             part = size * (page + 1) // count - size * page // count

@@ -57,7 +57,8 @@ def search(
     if not tried:
         raise ValueError(f"{limits} leave nothing to choose from")
     forecasts = (forecast_if_it_fits(profile_of(c.micro_batch), machine, training, c) for c in tried)
-    fitting = [(choice, found) for choice, found in zip(tried, forecasts, strict=True) if found is not None]
+    both = zip(tried, forecasts, strict=True)
+    fitting = [(choice, found) for choice, found in both if found and not (choice.gathered and found.spills)]
     if not fitting:
         raise _nearest([failure(profile_of(c.micro_batch), machine, training, c) for c in tried])
     played = list(_quickest(fitting, profile_of, machine, training, most))
@@ -109,7 +110,7 @@ def choices(profile_of: ProfileOf, machine: Machine, training: Training, limits:
             for ways, below in _activations(profile, machine, limits):
                 plain = Choice(stage, micro_batch, each // micro_batch, ways, below)
                 yield plain
-                if stage == 3 and machine.world > 1:
+                if stage == 3 and machine.world > 1 and not machine.shared and not below:
                     yield from _gathered(plain, profile.root)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ciuic_dist.planning.activations import Way
-from ciuic_dist.planning.footprint import holders
+from ciuic_dist.planning.footprint import consumes, holders
 from ciuic_dist.planning.forecast import Forecast
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.policy import rotating
@@ -73,15 +73,15 @@ def _trace(
 ) -> Trace:
     """A rank's part, with ``count`` micro-batches. What is stretched by waiting for collectives is so evenly."""
     ranks = machine.world if choice.stage else 1
-    units = tuple(UnitProfile(unit.name, -(-unit.parameters // ranks)) for unit in profile.units)
+    units = tuple(UnitProfile(unit.name, -(-unit.parameters // ranks), unit.frozen // ranks) for unit in profile.units)
     seconds = [_seconds(p, profile, machine, training, choice) for p in profile.passes]
     stretch = (expected.unspilled - expected.updating) / choice.accumulation / max(sum(seconds), 1e-12)
     passes = tuple(
         Pass(p.unit, p.backward, flops=time * stretch) for p, time in zip(profile.passes, seconds, strict=True)
     )
-    fused = not training.clips and choice.accumulation == 1
+    fused = consumes(training, choice, machine)
     weight = training.weight * ranks // holders(choice, machine)
-    total = sum(unit.parameters for unit in units) * training.state
+    total = sum(unit.trained for unit in units) * training.state
     page = max(expected.footprint.page, int(total) // _PAGES)
     recipe = Recipe(page, weight, training.gradient, _whole(training.state), fused=fused)
     trace = training_step(Profile(units, passes * count), recipe)

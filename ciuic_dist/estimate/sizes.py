@@ -1,0 +1,13 @@
+"""Bytes in words."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_UNITS: Final = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20}
+
+
+def size_text(nbytes: float) -> str:
+    """Such as 77.00 GiB."""
+    unit = next((unit for unit, size in _UNITS.items() if nbytes >= size), "MiB")
+    return f"{nbytes / _UNITS[unit]:.2f} {unit}"
