@@ -206,4 +206,6 @@ CASES: Final = (
         spills=True,
     ),
 )
-"""Rates of machines are those that ciuic_dist comes with; nothing was fitted to these figures one by one."""
+"""Rates of A100 and H100 are those that ciuic_dist comes with. Networks are the published clusters' own, at some 90% of
+what is printed on them; torchtitan's H100 have less bandwidth and power, as it says itself; the V100's rates are from
+its data sheet and experience. Nothing was fitted to the figures."""
