@@ -9,7 +9,6 @@ from statistics import mean, median
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from ciuic_dist.comm import groups
 from ciuic_dist.comm.collectives import start_gather
@@ -26,6 +25,8 @@ _UPDATED: Final = 4 << 20
 """Parameters of an update."""
 _WRITTEN: Final = 128 << 20
 """Bytes that each rank writes and reads to measure the drive."""
+_LINKS: Final = 200
+"""Operators of a chain."""
 _RUNS: Final = 5
 _LONG: Final = 0.5
 """Seconds of a run that is enough by itself."""
@@ -44,7 +45,7 @@ def probe(folder: Path | None = None, nvme: int = 0) -> Machine:
         "bf16": _matrix_rate(torch.bfloat16, where),
         "fp32": _matrix_rate(torch.float32, where),
         "bandwidth": _copy_rate(where, where) * 2,  # read and written
-        "launch": _seconds(_small(where), where),
+        "launch": _seconds(_chain(where), where) / (2 * _LINKS),
         "update": _update_rate(where),
         "peers": _gather_rate(where),
         "up": 0.0 if where.type == "cpu" else _copy_rate(torch.device("cpu"), where),
@@ -94,9 +95,17 @@ def _copy_rate(source: torch.device, target: torch.device) -> float:
     return _COPIED / _seconds(lambda: second.copy_(first, non_blocking=True), target if across else source)
 
 
-def _small(where: torch.device) -> Callable[[], Tensor]:
-    one = torch.ones(16, device=where)
-    return lambda: one + one
+def _chain(where: torch.device) -> Callable[[], None]:
+    """Operators on next to nothing, and their backward: all they take is calling them."""
+    one = torch.ones(16, device=where, requires_grad=True)
+
+    def run() -> None:
+        value = one
+        for _ in range(_LINKS):
+            value = value * value
+        value.backward(torch.ones_like(value))
+
+    return run
 
 
 def _update_rate(where: torch.device) -> float:

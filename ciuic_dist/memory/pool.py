@@ -25,14 +25,15 @@ class SlotPool:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.peak = 0
-        self._free = [(False, slot) for slot in range(slots)]  # a heap; whether forgotten, and the slot
+        self._fresh = 0  # the lowest slot that was never in use
+        self._free: list[tuple[bool, int]] = []  # a heap of those that were; whether forgotten, and the slot
         self._touched: set[int] = set()
         self._pins: dict[int, int] = {}  # of each slot in use
 
     @property
     def free_slots(self) -> int:
         """How many can be had."""
-        return len(self._free)
+        return len(self._free) + self.slots - self._fresh
 
     @property
     def used(self) -> int:
@@ -46,9 +47,12 @@ class SlotPool:
 
     def alloc(self) -> int:
         """Take the lowest free slot. Raises PoolFull."""
-        if not self._free:
+        if not self.free_slots:
             raise PoolFull(f"all {self.slots} slots are in use")
-        _, slot = heapq.heappop(self._free)
+        if self._free:
+            _, slot = heapq.heappop(self._free)
+        else:
+            slot, self._fresh = self._fresh, self._fresh + 1
         self._pins[slot] = 0
         self._touched.add(slot)
         self.peak = max(self.peak, self.used)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.mapping import private
 from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.tier import check_access, check_length, slots_usage
@@ -20,7 +21,10 @@ class RamTier:
         self.name = name
         self.page_bytes = page_bytes
         self.pool = SlotPool(slots)
-        self._slab = make_buffer(page_bytes * slots)
+        try:
+            self._slab = make_buffer(page_bytes * slots)
+        except (OSError, RuntimeError) as error:
+            raise BudgetError(f"memory.{name}: {page_bytes * slots} bytes can't be had: {error}") from error
         self._written: dict[int, int] = {}  # bytes, by slot
 
     def write(self, slot: int, source: Tensor, name: str) -> None:

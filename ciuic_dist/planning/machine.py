@@ -24,7 +24,7 @@ class Machine:
     bandwidth: float
     """Of a device's memory."""
     launch: float
-    """That an operator takes at the least."""
+    """That an operator takes at the least, and where it was timed by itself, beside that."""
     update: float = 0.0
     """Parameters a second that AdamW updates; 0: as many as memory allows."""
     peers: float = 0.0
@@ -69,7 +69,7 @@ class Machine:
         S. Williams, A. Waterman, D. Patterson, "Roofline", 2009.
         """
         if p.seconds:
-            return p.seconds
+            return p.seconds + p.ops * self.launch
         products = max(p.flops / (self.bf16 if precision == "bf16" else self.fp32), p.streamed / self.bandwidth)
         return max(products + p.touched / self.bandwidth, p.ops * self.launch)
 
