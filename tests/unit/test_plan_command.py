@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> Plan:
         ),
         (
             ["+model=llama", "machine=h100", "memory.device=1MiB", "data.sequence_length=32"],
-            "llama-tiny doesn't fit h100: each device needs 0.0 GiB at the least and has 0.0 GiB",
+            "llama-tiny doesn't fit h100: each device needs 1.84 MiB at the least and has 1.00 MiB",
         ),
     ],
 )
@@ -147,6 +148,8 @@ def little(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("little")
 def test_this_machine_is_measured_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [8 << 30]
+    monkeypatch.setattr(probe, "available", lambda: free[0])
     first = asked(capsys, "machine=probe")
     assert (first.machine.name, first.machine.world, first.machine.shared) == ("this machine", 1, True)
     assert (first.training.precision, first.training.sequences) == ("fp32", 12), "as train has it"
@@ -158,6 +161,11 @@ def test_this_machine_is_measured_once(capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setattr(calls, "_timed", measure)
     monkeypatch.setattr(probe, "_seconds", measure)
     assert asked(capsys, "machine=probe") == first
+    free[0] = 3 << 30
+    again = asked(capsys, "machine=probe")
+    assert (first.machine.memory, first.machine.host) == (8 << 30, 0)
+    assert again.machine == replace(first.machine, memory=3 << 30), "what is free now is found out anew"
+    assert asked(capsys, "machine=probe", "memory.host=1GiB").machine.host == 1 << 30
 
 
 @pytest.mark.usefixtures("little")
