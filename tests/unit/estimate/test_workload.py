@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -48,6 +51,57 @@ def test_bf16_halves_the_bytes_of_products_and_leaves_their_flops() -> None:
     assert sum(p.streamed for p in plain.passes) > 0
     for ours, theirs in zip(half.passes, plain.passes, strict=True):
         assert (ours.flops, ours.streamed) == (theirs.flops, theirs.streamed / 2)
+
+
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_a_buffer_of_integers_may_be_an_index(place: str) -> None:
+    class Indexed(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.order = nn.Buffer(torch.arange(WIDTH - 1, -1, -1, device=place))
+            self.chosen = nn.Buffer(torch.zeros(WIDTH, dtype=torch.bool, device=place))
+
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x[..., self.order].masked_fill(self.chosen, 0.0))
+
+    plain, indexed = (profiles(model, BATCH)(3) for model in (Model(), Indexed()))
+    assert sum(p.flops for p in indexed.passes) == sum(p.flops for p in plain.passes) > 0
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda out: {"logits": out},
+        lambda out: {"logits": out, "loss": None},
+        lambda out: (out, None, torch.zeros(3)),
+        lambda out: [{"hidden": (out,)}],
+    ],
+)
+def test_outputs_without_a_loss_are_averaged(output: Callable[[Tensor], object]) -> None:
+    class Other(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            made: Any = output(super().forward(x))
+            return made
+
+    plain, other = (profiles(model, BATCH)(3) for model in (Model(), Other()))
+    assert [(p.unit, p.backward, p.flops) for p in other.passes] == [
+        (p.unit, p.backward, p.flops) for p in plain.passes
+    ]
+
+
+def test_a_loss_by_name_is_what_the_backward_begins_with() -> None:
+    class WithLoss(Model):
+        def forward(self, x: Tensor) -> Any:
+            first = torch.relu(self.blocks[0](x))
+            return {"loss": first.mean(), "logits": self.blocks[1](first)}
+
+    backward = [p.unit for p in profiles(WithLoss(), BATCH)(1).passes if p.backward and p.flops]
+    assert backward == [0], "nothing of the second block's output"
+
+
+def test_what_is_all_frozen_can_not_be_trained() -> None:
+    with pytest.raises(ValueError, match="no gradient flows through what the model gives: are all of its parameters"):
+        profiles(Model().requires_grad_(False), BATCH)
 
 
 KINDS = ((None, torch.float32), ("bf16", torch.bfloat16))

@@ -78,7 +78,10 @@ def test_a_budget_may_be_needed_though_nothing_is_spilled() -> None:
 @pytest.mark.parametrize(
     ("short", "spilled"),
     [
-        (2001, lambda passing: Spilled(0, 0, 2001 + passing)),  # without a budget the root's gradients are half as large
+        (
+            2001,
+            lambda passing: Spilled(0, 0, 2001 + passing),
+        ),  # without a budget the root's gradients are half as large
         (20_000_000, lambda passing: Spilled(0, 0, 20_000_000 + passing)),
         (80_010_000, lambda passing: Spilled(0, passing, 80_010_000)),
         (112_014_000, lambda passing: Spilled(passing, 32_004_000, 80_010_000)),
