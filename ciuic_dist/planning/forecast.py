@@ -146,11 +146,12 @@ def failure(profile: Profile, machine: Machine, training: Training, choice: Choi
     lacking = None if needs.least > machine.memory else _short(needs, machine) + activations - below
     if activations > below:
         return DoesNotFit(None, lacking, needs)
+    plain = footprint(profile, training, choice, machine, spills=choice.below).total
     device, wanted = 0, machine.memory
     while device < wanted:
         device = wanted
         there = footprint(profile, training, choice, replace(machine, memory=device), spills=True)
-        wanted = min(there.total, there.least + max(0, there.spillable + activations - below))
+        wanted = min(plain, there.total, there.least + max(0, there.spillable + activations - below))
     return DoesNotFit(device, lacking, needs)
 
 

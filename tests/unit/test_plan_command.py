@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from transformers import AutoModelForCausalLM
 import ciuic_dist as cd
 from ciuic_dist.config import ConfigError, ModelConfig
 from ciuic_dist.estimate import calls, probe
+from ciuic_dist.estimate.machines import load
 from ciuic_dist.estimate.workload import causal_batch
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.models.build import hf_config
 from ciuic_dist.plan.__main__ import main
+from ciuic_dist.plan.api import within
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.plan import Plan
 
@@ -73,7 +76,7 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> Plan:
         ),
         (
             ["+model=llama", "machine=h100", "memory.device=1MiB", "data.sequence_length=32"],
-            "llama-tiny doesn't fit h100: each device needs 0.0 GiB at the least and has 0.0 GiB",
+            "llama-tiny doesn't fit h100: each device needs 1.84 MiB at the least and has 1.00 MiB",
         ),
     ],
 )
@@ -147,6 +150,8 @@ def little(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("little")
 def test_this_machine_is_measured_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [8 << 30]
+    monkeypatch.setattr(probe, "available", lambda: free[0])
     first = asked(capsys, "machine=probe")
     assert (first.machine.name, first.machine.world, first.machine.shared) == ("this machine", 1, True)
     assert (first.training.precision, first.training.sequences) == ("fp32", 12), "as train has it"
@@ -158,6 +163,11 @@ def test_this_machine_is_measured_once(capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setattr(calls, "_timed", measure)
     monkeypatch.setattr(probe, "_seconds", measure)
     assert asked(capsys, "machine=probe") == first
+    free[0] = 3 << 30
+    again = asked(capsys, "machine=probe")
+    assert (first.machine.memory, first.machine.host) == (8 << 30, 0)
+    assert again.machine == replace(first.machine, memory=3 << 30), "what is free now is found out anew"
+    assert asked(capsys, "machine=probe", "memory.host=1GiB").machine.host == 1 << 30
 
 
 @pytest.mark.usefixtures("little")
@@ -207,6 +217,39 @@ def test_a_plan_from_python() -> None:
         cd.plan(model, "8xh101010", batch, sequences=8)
     with pytest.raises(BudgetError, match="Model doesn't fit h100"):
         cd.plan(model, "h100", batch, sequences=1, memory=cd.Memory(device="1KiB"))
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(7, None), (-1, None), (2, "fp16"), (None, "fp32")])
+def test_a_stage_or_precision_that_there_is_not_is_refused(stage: int | None, precision: str | None) -> None:
+    with pytest.raises(ValueError, match="stage must be 0 to 3 and mixed_precision None or 'bf16', not"):
+        cd.plan(Model(), "8xh100", {"x": torch.empty(1, 10, 64)}, sequences=16, stage=stage, mixed_precision=precision)
+
+
+def test_inputs_of_floats_are_as_precise_as_the_model() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+
+    made = cd.plan(make, "8xh100", torch.empty(1, 3, 8, 8), sequences=16, mixed_precision="bf16")
+    assert made.training.precision == "bf16"
+    assert sum(unit.parameters for unit in made.units) == 8 * 28 + 16 + 4 * (8 * 36 + 1)
+
+
+def test_machines_that_share_memory_have_a_host_tier_where_it_is_given() -> None:
+    plain = load("8xh100")
+    shared = replace(plain, nodes=1, devices=2, memory=8 << 30, host=0, nvme=0, shared=True)
+    assert within(shared, cd.Memory(device="1GiB")).host == 0
+    assert within(shared, cd.Memory(device="1GiB", host="3GiB")).host == 3 << 30
+    assert within(shared, cd.Memory(host="1TiB")).host == 16 << 30, "no more than both have"
+    assert within(plain, cd.Memory(device="1GiB")).host == plain.host
+    assert within(plain, cd.Memory(host="3GiB")).host == 3 << 30
+    batch = {"x": torch.empty(1, 10, 512)}
+    wide = nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
+    memory = cd.Memory(device="16MiB", host="1GiB")
+    made = cd.plan(wide, shared, {"input": batch["x"]}, sequences=2, memory=memory)
+    assert made.spills
+    assert made.predicted.peak["host"] > 0
+    with pytest.raises(BudgetError, match="doesn't fit"):
+        cd.plan(wide, shared, {"input": batch["x"]}, sequences=2, memory=cd.Memory(device="16MiB"))
 
 
 def test_nothing_is_allocated_for_a_model_that_is_made() -> None:

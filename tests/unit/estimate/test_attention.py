@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
 from ciuic_dist.estimate.attention import FusedAttention
 from ciuic_dist.estimate.calls import Call, Clock
 from ciuic_dist.estimate.operators import Cost
 from ciuic_dist.estimate.phantom import phantom
+from ciuic_dist.memory.live import LiveBytes
 
 QUERY, KEY, VALUE = (2, 4, 64, 48), (2, 4, 32, 48), (2, 4, 32, 16)
 """Values are narrower than keys, as in multi-head latent attention."""
@@ -92,3 +94,47 @@ def test_everything_else_is_left_alone() -> None:
     with FusedAttention(lambda cost, call: found.append((cost, call)), everywhere=True):
         assert torch.relu(torch.tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
     assert found == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_boolean_mask_is_kept_as_floats(dtype: torch.dtype) -> None:
+    """As many bytes as attention really keeps, of its output, its sums, and the mask."""
+
+    def kept() -> int:
+        given = [torch.zeros((2, 4, 64, 16), dtype=dtype, requires_grad=True) for _ in range(3)]
+        mask = torch.ones(2, 1, 64, 64, dtype=torch.bool)
+        with LiveBytes(phantom=True) as live:
+            out = scaled_dot_product_attention(given[0], given[1], given[2], attn_mask=mask)
+        return live.now if out.requires_grad else 0
+
+    real = kept()
+    with phantom(), FusedAttention(lambda _cost, _call: None, everywhere=False):
+        assert kept() == real
+    width = dtype.itemsize
+    assert real == 2 * 4 * 64 * 16 * width + 2 * 4 * 64 * 4 + 2 * 64 * 64 * width
+
+
+def encode() -> Charged:
+    found: Charged = []
+    with phantom():
+        encoder = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        with FusedAttention(lambda cost, call: found.append((cost, call)), everywhere=False):
+            encoder(torch.empty(3, 8, 16)).sum().backward()
+    return found
+
+
+def test_modules_of_torch_are_fused_as_well() -> None:
+    """Which look the function up where modes don't reach."""
+    forward, backward = costs(encode())
+    assert forward.flops == 2 * 3 * 2 * 8 * 8 * (8 + 8)
+    assert backward.flops == 2.5 * forward.flops
+
+
+def test_torchs_own_is_there_again_afterwards() -> None:
+    mode = FusedAttention(lambda _cost, _call: None, everywhere=True)
+    with mode:
+        assert functional.scaled_dot_product_attention is not scaled_dot_product_attention
+    assert functional.scaled_dot_product_attention is scaled_dot_product_attention
+    with pytest.raises(ValueError, match="broken"), mode:
+        raise ValueError("broken")
+    assert functional.scaled_dot_product_attention is scaled_dot_product_attention

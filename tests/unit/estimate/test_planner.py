@@ -117,21 +117,25 @@ def test_advice_is_worth_it_and_the_best_comes_first() -> None:
     assert planned(replace(TIGHT, memory=1000 * MIB)).predicted.of_in_memory == 1.0
 
 
-@pytest.mark.parametrize("gib", [0.5, 1.0])
-def test_what_does_not_fit_says_how_much_would_do(gib: float) -> None:
+@pytest.mark.parametrize(("mib", "words"), [(512, "512.00 MiB"), (1024, "1.00 GiB")])
+def test_what_does_not_fit_says_how_much_would_do(mib: int, words: str) -> None:
     profile = stack([20_000_000] * 4, 10_000_000)
     with pytest.raises(BudgetError) as caught:
-        make_plan("big", per_sequence(profile), machine(int(gib * 2**30)), TRAINING)
+        make_plan("big", per_sequence(profile), machine(mib * MIB), TRAINING)
     text = str(caught.value)
     assert "big doesn't fit plain: each device needs 1." in text
-    assert f"and has {gib} GiB; activations take 0.0 GiB" in text
+    assert f"and has {words}; activations take 0.00 MiB" in text
 
 
 def test_what_does_not_fit_below_says_so_too() -> None:
     profile = stack([20_000_000] * 4, 10_000_000)
-    with pytest.raises(BudgetError, match=r"\. [0-9.]+ GiB more of each node's host memory or NVMe would do as well"):
+    total = 90_000_000 * (2 + 4 + 10) + 10_000_000 * 4 + 5000
+    more = (total - 800 * MIB + 3 * 40_000_000 + 12 * 4 * MIB - 1 * MIB) / MIB
+    with pytest.raises(
+        BudgetError, match=rf"\. {more:.2f} MiB more of each node's host memory or NVMe would do as well"
+    ):
         make_plan("big", per_sequence(profile), machine(800 * MIB, host=1 * MIB), TRAINING)
-    with pytest.raises(BudgetError, match=r"its activations find no room below the 97\.7 GiB of each device"):
+    with pytest.raises(BudgetError, match=r"its activations find no room below the 97\.66 GiB of each device"):
         make_plan("big", per_sequence(profile), machine(100_000 * MIB, host=100), TRAINING, Limits(way=Way.OFFLOAD))
 
 

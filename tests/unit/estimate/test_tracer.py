@@ -74,6 +74,22 @@ def test_saved_bytes_are_counted_once_and_parameters_not_at_all() -> None:
     assert forward[3].saved == 0
 
 
+def test_what_is_frozen_is_counted() -> None:
+    with phantom():
+        model = Model(2)
+        model.embedding.requires_grad_(False)
+        model.blocks[1].requires_grad_(False)
+        found = measured(model)
+    assert [unit.frozen for unit in found.units] == [0, WIDTH * WIDTH, 32 * WIDTH]
+    assert [unit.trained for unit in found.units] == [WIDTH * WIDTH, 0, WIDTH * WIDTH]
+    assert found.trained == 2 * WIDTH * WIDTH
+    assert [(p.unit, p.flops) for p in found.passes if p.backward and p.flops] == [
+        (2, 2 * MATMUL),
+        (1, MATMUL),  # gradients flow through it
+        (0, MATMUL),  # and end here
+    ]
+
+
 def test_a_weight_of_two_units_is_the_roots() -> None:
     with phantom():
         model = Model(2)

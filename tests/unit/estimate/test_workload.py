@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -48,6 +51,60 @@ def test_bf16_halves_the_bytes_of_products_and_leaves_their_flops() -> None:
     assert sum(p.streamed for p in plain.passes) > 0
     for ours, theirs in zip(half.passes, plain.passes, strict=True):
         assert (ours.flops, ours.streamed) == (theirs.flops, theirs.streamed / 2)
+
+
+@pytest.mark.parametrize(("place", "last"), [("cpu", WIDTH - 1), ("meta", 0)])
+def test_a_buffer_of_integers_has_values(place: str, last: int) -> None:
+    """Its own where there are any."""
+    seen = []
+
+    class Indexed(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.order = nn.Buffer(torch.arange(WIDTH, device=place))
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(int(self.order[-1]))
+            return super().forward(x[..., self.order])
+
+    plain, indexed = (profiles(model, BATCH)(3) for model in (Model(), Indexed()))
+    assert set(seen) == {last}
+    assert sum(p.flops for p in indexed.passes) == sum(p.flops for p in plain.passes) > 0
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda out: {"logits": out},
+        lambda out: {"logits": out, "loss": None},
+        lambda out: (out, None, torch.zeros(3)),
+        lambda out: [{"hidden": (out,)}],
+    ],
+)
+def test_outputs_without_a_loss_are_averaged(output: Callable[[Tensor], object]) -> None:
+    class Other(Model):
+        def forward(self, x: Tensor) -> Any:
+            return output(super().forward(x))
+
+    plain, other = (profiles(model, BATCH)(3) for model in (Model(), Other()))
+    assert [(p.unit, p.backward, p.flops) for p in other.passes] == [
+        (p.unit, p.backward, p.flops) for p in plain.passes
+    ]
+
+
+def test_a_loss_by_name_is_what_the_backward_begins_with() -> None:
+    class WithLoss(Model):
+        def forward(self, x: Tensor) -> Any:
+            first = torch.relu(self.blocks[0](x))
+            return {"loss": first.mean(), "logits": self.blocks[1](first)}
+
+    backward = [p.unit for p in profiles(WithLoss(), BATCH)(1).passes if p.backward and p.flops]
+    assert backward == [0], "nothing of the second block's output"
+
+
+def test_what_is_all_frozen_can_not_be_trained() -> None:
+    with pytest.raises(ValueError, match="no gradient flows through what the model gives: are all of its parameters"):
+        profiles(Model().requires_grad_(False), BATCH)
 
 
 KINDS = ((None, torch.float32), ("bf16", torch.bfloat16))

@@ -63,10 +63,13 @@ def test_state_leaves_first_then_gradients_then_parameters(job: Job, data: st.Da
 
 
 def test_a_budget_may_be_needed_though_nothing_is_spilled() -> None:
-    """For the gradients' column is there without one, even where each unit is updated in the backward."""
+    """For the gradients' column is there without one, even where each unit is updated in the backward.
+
+    The root's stays in either case; on its way it is fp32 under a budget, else bf16.
+    """
     training, choice = replace(TRAINING, clips=False), kept(MODEL)
     most, least = (footprint(MODEL, training, choice, machine(), spills=spills).total for spills in (False, True))
-    assert most - least == MODEL.parameters * 4
+    assert most - least == 8_000_000 * 4 - 1000 * 2
     for memory, spills in ((most, False), (most - 1, True), (least, True)):
         found = forecast(MODEL, machine(memory), training, choice)
         assert (found.spills, found.spilled) == (spills, Spilled())
@@ -75,7 +78,10 @@ def test_a_budget_may_be_needed_though_nothing_is_spilled() -> None:
 @pytest.mark.parametrize(
     ("short", "spilled"),
     [
-        (1, lambda passing: Spilled(0, 0, 1 + passing)),
+        (
+            2001,
+            lambda passing: Spilled(0, 0, 2001 + passing),
+        ),  # without a budget the root's gradients are half as large
         (20_000_000, lambda passing: Spilled(0, 0, 20_000_000 + passing)),
         (80_010_000, lambda passing: Spilled(0, passing, 80_010_000)),
         (112_014_000, lambda passing: Spilled(passing, 32_004_000, 80_010_000)),
@@ -88,6 +94,15 @@ def test_what_is_spilled_by_hand(short: int, spilled: object) -> None:
     assert callable(spilled)
     assert found.spilled == spilled(passing)
     assert (found.device, found.host) == (where.memory, short + passing)
+
+
+def test_what_fits_without_a_budget_takes_none() -> None:
+    where = machine(TOTAL - 2000, host=1 << 30)
+    found = forecast(MODEL, where, TRAINING, kept(MODEL))
+    assert (found.spills, found.spilled, found.device) == (False, Spilled(), TOTAL - 2000)
+    with pytest.raises(DoesNotFit) as caught:
+        forecast(MODEL, replace(where, memory=TOTAL - 2001, host=0), TRAINING, kept(MODEL))
+    assert caught.value.device == TOTAL - 2000
 
 
 def test_parameters_move_for_every_pass_gradients_for_every_micro_batch_and_state_once() -> None:
@@ -107,7 +122,7 @@ def test_parameters_move_for_every_pass_gradients_for_every_micro_batch_and_stat
 @pytest.mark.parametrize(("devices", "stage", "times"), [(1, 0, 4), (2, 0, 1), (2, 1, 1), (2, 2, 4), (2, 3, 4)])
 def test_gradients_move_as_often_as_they_are_reduced(devices: int, stage: int, times: int) -> None:
     """With several ranks below stage 2 that is once a step: until then each has its own."""
-    where = machine(26 * MIB, devices=devices, host=1 << 30)
+    where = machine(40 * MIB, devices=devices, host=1 << 30)
     found = forecast(MODEL, where, Training(4 * devices, 8), kept(MODEL, stage, accumulation=4))
     spilled = found.spilled
     assert spilled.gradients > 0

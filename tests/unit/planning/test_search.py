@@ -109,8 +109,34 @@ def test_the_quickest_is_chosen_and_of_equals_the_one_that_moves_least() -> None
     training = Training(2, 8)
     best = search(per_sequence(MODEL), machine(1000 * MIB, devices=2, link=1e15), training)
     assert best.forecast.spilled.total == 0
-    assert best.choice.stage == 1, "the update of half of the parameters each, and nothing more is sent"
+    assert best.choice.stage == 2, "the update of half of the parameters each, and not all gradients at a time"
+    first, second = (
+        forecast(MODEL, machine(1000 * MIB, devices=2, link=1e15), training, kept(MODEL, n)) for n in (1, 2)
+    )
+    assert first.sent == second.sent
+    assert first.device - second.device == 400_000 * 4, "gradients of three of four blocks"
     assert best.choice.ways == (Way.KEEP,) * 4
+
+
+@pytest.mark.parametrize(("shared", "most"), [(False, 3), (True, 0)])
+def test_units_stay_gathered_only_where_they_are_gathered(shared: bool, most: int) -> None:
+    where = replace(machine(1000 * MIB, devices=2, host=1000 * MIB), shared=shared)
+    tried = list(choices(per_sequence(MODEL), where, Training(2, 8), Limits(stage=3)))
+    assert max(choice.gathered for choice in tried) == most
+    assert not any(choice.gathered for choice in tried if choice.below)
+    assert any(choice.below for choice in tried)
+
+
+def test_no_unit_stays_gathered_where_something_is_spilled() -> None:
+    profile_of, training, limits = per_sequence(MODEL), Training(2, 8), Limits(stage=3, way=Way.KEEP)
+    roomy = machine(1000 * MIB, devices=2, link=1e7, host=1000 * MIB)
+    assert search(profile_of, roomy, training, limits).choice.gathered == 3, "which saves gathering them again"
+    tight = replace(roomy, memory=16 * MIB, up=1e9, down=1e9)
+    found = search(profile_of, tight, training, limits)
+    assert found.forecast.spills
+    assert found.choice.gathered == 0
+    staying = forecast(MODEL, tight, training, replace(found.choice, gathered=3))
+    assert staying.seconds < found.forecast.seconds, "it would be chosen if it could be"
 
 
 def test_little_memory_makes_it_spill_and_it_is_slower() -> None:

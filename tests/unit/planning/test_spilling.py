@@ -64,9 +64,9 @@ def test_parameters_come_for_every_micro_batch() -> None:
 
 
 def test_the_root_is_among_what_can_not_leave_and_not_among_what_moves() -> None:
-    """Its weight once, its gradient and a page: there is room for these, and for no second weight."""
+    """Its weight once, its gradient twice and a page: there is room for these, and for no second weight."""
     profile = stack([100_000] * 4, 1_000_000, seconds=1e-3)
-    weights, gradients = 2_000_000 + 2_000_000, 4_000_000
+    weights, gradients = 2_000_000 + 4_000_000, 4_000_000
     expected, played = both(kept(profile), machine(5000 + weights + gradients + 700_000, host=1 << 30), profile)
     assert expected.footprint.pinned == 5000 + weights
     assert expected.spilled.total > 0
