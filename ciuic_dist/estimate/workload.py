@@ -69,10 +69,11 @@ def _traced(
     dtype = PRECISIONS[precision]
     exact = exact_parameters(model)
     specs = {spec.name: spec.module for spec in find_units(model, units) if spec.name}
+    buffers = {name: _valued(buffer) for name, buffer in model.named_buffers()}
     with phantom():
         step = _Step(model, specs, fused_attention)
         held = {f"model.{name}": _absent(p, None if p in exact else dtype) for name, p in model.named_parameters()}
-        held |= {f"model.{name}": _absent(buffer, None) for name, buffer in model.named_buffers()}
+        held |= {f"model.{name}": _absent(buffer, None) for name, buffer in buffers.items()}
         args, kwargs = tree_map(lambda value: _repeated(value, count, dtype), given(batch))
         profile, calls = functional_call(step, held, args, kwargs)
     return profile if clock is None else _timed(profile, calls, clock)
@@ -113,9 +114,16 @@ def _loss(out: Any) -> Tensor:
     return total
 
 
+def _valued(buffer: Tensor) -> Tensor:
+    """Indices and masks have values, zeros where their own aren't at hand. Not for phantoms, which have none."""
+    if buffer.is_floating_point() or buffer.device.type == "cpu":
+        return buffer
+    return torch.zeros(buffer.shape, dtype=buffer.dtype, device="cpu")
+
+
 def _absent(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    if not tensor.is_floating_point():  # what has values keeps them: indices, masks
-        return tensor if tensor.device.type == "cpu" else torch.zeros(tensor.shape, dtype=tensor.dtype)
+    if not tensor.is_floating_point():
+        return tensor
     made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=_cast(tensor, dtype), device="meta")
     return made.requires_grad_(tensor.requires_grad)
 
