@@ -39,7 +39,7 @@ def test_a_node_is_divided_among_its_devices() -> None:
         (Pass(0, False, 1000.0, streamed=50.0, touched=30.0), "bf16", 13.0),
         (Pass(0, False, 0.0, touched=30.0, ops=5), "bf16", 3.0),
         (Pass(0, False, 0.0, touched=30.0, ops=8), "bf16", 4.0),
-        (Pass(0, False, 1000.0, touched=30.0, ops=8, seconds=0.125), "bf16", 0.125),  # as measured
+        (Pass(0, False, 1000.0, touched=30.0, ops=8, seconds=0.125), "bf16", 4.125),  # as measured, and called
     ],
 )
 def test_a_pass_takes_as_long_as_what_bounds_it(cost: Pass, precision: str, seconds: float) -> None:
