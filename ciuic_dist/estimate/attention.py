@@ -36,34 +36,18 @@ class FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace attention, leave everything else."""
-        if func is not scaled_dot_product_attention or not self._fuses(*args, **(kwargs or {})):
-            return func(*args, **(kwargs or {}))
-        return self._attend(*args, **(kwargs or {}))
-
-    def _fuses(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        **_: Any,
-    ) -> bool:
-        return self._everywhere or (query.shape[-1] == value.shape[-1] and query.dim() == 4 and not dropout_p)
+        replaced: Callable[..., Any] = self._attend if func is scaled_dot_product_attention else func
+        return replaced(*args, **(kwargs or {}))
 
     def __enter__(self) -> Self:
         """Modules of torch's own look the function up where modes don't reach."""
-        functional.scaled_dot_product_attention = self._instead
+        functional.scaled_dot_product_attention = self._attend  # type: ignore[assignment]  # its own has every argument
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         functional.scaled_dot_product_attention = scaled_dot_product_attention
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-
-    def _instead(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__torch_function__(scaled_dot_product_attention, (), args, kwargs)
 
     def _attend(
         self,
@@ -73,8 +57,10 @@ class FusedAttention(TorchFunctionMode):
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
-        **_: Any,
+        **others: Any,
     ) -> Tensor:
+        if not (self._everywhere or (query.shape[-1] == value.shape[-1] and query.dim() == 4 and not dropout_p)):
+            return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **others)
         if attn_mask is not None and attn_mask.dtype is torch.bool:  # added up as floats, and kept
             attn_mask = query.new_empty(attn_mask.shape)
         given = (self._charge, not self._everywhere, is_causal, attn_mask, query, key, value)

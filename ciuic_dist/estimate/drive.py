@@ -7,15 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from torch import Tensor
 
 from ciuic_dist.comm.groups import meet
 from ciuic_dist.memory.file import FileTier
 from ciuic_dist.memory.mapping import private
-
-_THREADS: Final = 4  # as many as the engine has
+from ciuic_dist.planning.flight import DRIVE_THREADS
 
 Move = Callable[[int, Tensor], None]  # one page, to or from a slot
 
@@ -34,9 +32,9 @@ def measure_drive(folder: Path, page_bytes: int, nbytes: int) -> DriveRates:
 
     The pages are written twice: only the second time is as in training, over what is there.
     """
-    pages = max(nbytes // page_bytes // _THREADS, 2) * _THREADS
+    pages = max(nbytes // page_bytes // DRIVE_THREADS, 2) * DRIVE_THREADS
     tier = FileTier(folder, page_bytes, pages)
-    buffers = [private(page_bytes).random_() for _ in range(_THREADS)]  # drives may make less of zeros
+    buffers = [private(page_bytes).random_() for _ in range(DRIVE_THREADS)]  # drives may make less of zeros
     slots = [tier.pool.alloc() for _ in range(pages)]
 
     def write(slot: int, buffer: Tensor) -> None:
@@ -49,13 +47,13 @@ def measure_drive(folder: Path, page_bytes: int, nbytes: int) -> DriveRates:
         """Each thread has its own slots and makes the next of ``moves`` with them."""
 
         def work(thread: int) -> None:
-            for slot in slots[thread::_THREADS]:
+            for slot in slots[thread::DRIVE_THREADS]:
                 moves[thread % len(moves)](slot, buffers[thread])
 
-        with ThreadPoolExecutor(_THREADS) as threads:
+        with ThreadPoolExecutor(DRIVE_THREADS) as threads:
             meet()
             began = time.perf_counter()
-            list(threads.map(work, range(_THREADS)))
+            list(threads.map(work, range(DRIVE_THREADS)))
             return pages * page_bytes / (time.perf_counter() - began)
 
     rate(write)

@@ -46,7 +46,6 @@ def make_plan(
         device=machine.memory,
         host=forecast.host * machine.devices,
         nvme=forecast.nvme * machine.devices,
-        in_backward=not training.clips,
         recompute=not choice.below and Way.RECOMPUTE in choice.ways,
         units=_units(profile, found),
         residency=_residency(forecast, machine),

@@ -72,8 +72,6 @@ class _Pass:
     ops: int = 0
     above: int = 0
     net: int = 0
-    weights: bool = False
-    """Whether an operation took a parameter of the unit as it is."""
     calls: Calls = field(default_factory=Counter)
 
 
@@ -94,7 +92,6 @@ class _Meter(TorchDispatchMode):
             counts[unit] += parameter.numel()
             frozen[unit] += 0 if parameter.requires_grad else parameter.numel()
         self.units = tuple(UnitProfile(name, counts[i], frozen[i]) for i, name in enumerate([*units, "root"]))
-        self._owner = {id(parameter): unit for parameter, unit in owner.items()}
         self._stored = {_storage(parameter) for parameter in model.parameters()}
         self._inputs: list[Tensor] = []
         """Of the unit that computes."""
@@ -127,7 +124,7 @@ class _Meter(TorchDispatchMode):
         ends = {0, turn - 1, turn, len(self._passes) - 1}
         carried = 0
         for index, p in enumerate(self._like_their_twins()):
-            if p.unit != self.root or p.ops or p.weights or index in ends:
+            if p.unit != self.root or p.ops or index in ends:
                 costs = {name: getattr(p, name) for name in ("saved", "inputs", "remade", "streamed", "touched", "ops")}
                 made = Pass(p.unit, p.backward, p.flops, **costs, above=p.above + carried, net=p.net + carried)
                 yield made, p.calls
@@ -184,8 +181,6 @@ class _Meter(TorchDispatchMode):
         cost = cost_of(func, args, kwargs or {}, out)
         if cost is not None:
             self.charge(cost, Call.of(func, args, kwargs or {}))
-        unit = self._passes[-1].unit
-        self._passes[-1].weights |= any(self._owner.get(id(argument)) == unit for argument in args)
         return out
 
     def _hook(self, index: int, module: nn.Module) -> Iterator[Any]:

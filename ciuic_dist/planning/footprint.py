@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.flight import MAILBOX_SLOTS, REDUCTIONS_IN_FLIGHT, UNITS_IN_FLIGHT
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.pages import (
     GRADIENT_SLOTS,
     LARGEST_ON_ACCELERATORS,
     LARGEST_ON_HOSTS,
     STATE_SLOTS,
-    UNITS_IN_FLIGHT,
     page_bytes,
 )
 from ciuic_dist.planning.profile import Pass, Profile
@@ -20,10 +20,6 @@ from ciuic_dist.planning.training import Choice, Training
 
 _IN_FLIGHT = 2
 """Full units at a time: in use, and coming."""
-_MAILBOX = 2
-"""Units whose gradients a mailbox has room for at a time: being written, and being read."""
-_REDUCING = 3
-"""Units whose gradients are there at a time between devices: being written, and two being sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +108,11 @@ def _landing(profile: Profile, training: Training, choice: Choice, machine: Mach
         return root * (training.gradient if spills else training.weight)
     waits = choice.stage < 2 and choice.accumulation > 1  # for the last micro-batch's
     if machine.shared:  # beside those, a mailbox
-        mailbox = min(_MAILBOX * largest + root, total) if choice.stage >= 2 or spills else total
+        mailbox = min(MAILBOX_SLOTS * largest + root, total) if choice.stage >= 2 or spills else total
         return total * training.gradient * waits + mailbox * training.weight
     if choice.stage < 2 and (waits or not spills):  # what was made once is kept
         return total * training.gradient
-    return min(_REDUCING * largest + root, total) * training.gradient
+    return min((1 + REDUCTIONS_IN_FLIGHT) * largest + root, total) * training.gradient
 
 
 def _staying(sizes: list[int], choice: Choice) -> list[int]:
@@ -137,7 +133,7 @@ def levels(profile: Profile, choice: Choice) -> Iterator[tuple[int, int]]:
     alive = 0
     held = {p.unit: p for p in profile.passes if not p.backward}
     for p in profile.passes:
-        gone = _leaves(p.unit, profile, choice)
+        gone = choice.way(p.unit) is not Way.KEEP
         again = held.get(p.unit) if gone and p.backward else None
         yield alive, alive + (p.above if again is None else max(_remaking(again), again.remade + p.above))
         alive += _left(p, held, choice) if gone else p.net
@@ -146,10 +142,6 @@ def levels(profile: Profile, choice: Choice) -> Iterator[tuple[int, int]]:
 def _remaking(forward: Pass) -> int:
     """At the peak of a forward that runs again; what it starts from is kept meanwhile, saved or not."""
     return forward.above + max(0, forward.inputs - (forward.saved - forward.remade))
-
-
-def _leaves(unit: int, profile: Profile, choice: Choice) -> bool:
-    return unit != profile.root and choice.ways[unit] is not Way.KEEP
 
 
 def _left(p: Pass, held: dict[int, Pass], choice: Choice) -> int:

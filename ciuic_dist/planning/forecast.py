@@ -159,12 +159,8 @@ def _offloaded(profile: Profile, choice: Choice) -> int:
     """Bytes of activations in lower tiers when a forward ends."""
     if not choice.below:
         return 0
-    forward = [p for p in profile.passes if not p.backward and p.unit != profile.root]
-    return sum(p.saved if choice.ways[p.unit] is Way.OFFLOAD else p.inputs for p in forward if _goes(choice, p.unit))
-
-
-def _goes(choice: Choice, unit: int) -> bool:
-    return choice.ways[unit] is not Way.KEEP
+    gone = [p for p in profile.passes if not p.backward and choice.way(p.unit) is not Way.KEEP]
+    return sum(p.saved if choice.way(p.unit) is Way.OFFLOAD else p.inputs for p in gone)
 
 
 def _moved(spilled: Spilled, machine: Machine, choice: Choice) -> tuple[float, float]:

@@ -78,6 +78,14 @@ def update_seconds(profile: Profile, machine: Machine, training: Training, choic
     return own / machine.update if machine.update else own * touched / machine.bandwidth
 
 
+def pass_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> Iterator[float]:
+    """Of each pass; a backward whose forward runs again takes as long as both."""
+    forward = {p.unit: machine.seconds(p, training.precision) for p in profile.passes if not p.backward}
+    for p in profile.passes:
+        again = p.backward and choice.way(p.unit) is Way.RECOMPUTE
+        yield machine.seconds(p, training.precision) + (forward.get(p.unit, 0.0) if again else 0.0)
+
+
 def _works(
     profile: Profile, machine: Machine, training: Training, choice: Choice, number: int, last: bool | None = None
 ) -> Iterator[_Work]:
@@ -87,9 +95,9 @@ def _works(
     gradients = [unit.trained * (training.weight if machine.shared else training.gradient) for unit in profile.units]
     staying = range(profile.root - choice.gathered, profile.root)
     ends = {p.unit: index for index, p in enumerate(profile.passes)}
-    forward = {p.unit: machine.seconds(p, training.precision) for p in profile.passes if not p.backward}
     full: set[int] = set()
-    for index, p in enumerate(profile.passes):
+    timed = zip(profile.passes, pass_seconds(profile, machine, training, choice), strict=True)
+    for index, (p, seconds) in enumerate(timed):
         stays = choice.stage < 3 or p.unit in staying or p.unit == profile.root
         again = choice.stage == 3 and not stays
         turn = index and p.backward and profile.passes[index - 1].unit == p.unit
@@ -97,10 +105,9 @@ def _works(
         gathers = choice.stage and p.unit not in full and anew and not turn
         full |= {p.unit} if stays else set()
         reduces = p.backward and ends[p.unit] == index and (last or choice.stage >= 2)
-        remade = p.backward and p.unit != profile.root and choice.ways[p.unit] is Way.RECOMPUTE
         yield _Work(
             f"{'backward' if p.backward else 'forward'} {profile.units[p.unit].name}",
-            machine.seconds(p, training.precision) + (forward.get(p.unit, 0.0) if remade else 0.0),
+            seconds,
             sizes[p.unit] if gathers else 0,
             _reduced(gradients[p.unit], machine, choice) if reduces else 0,
         )

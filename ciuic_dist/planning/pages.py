@@ -8,8 +8,6 @@ STATE_SLOTS: Final = 9
 """The least that optimizer state needs: for one span of AdamW with a split master, for what comes, for what leaves."""
 GRADIENT_SLOTS: Final = 3
 """The least that gradients need: in use, coming, leaving."""
-UNITS_IN_FLIGHT: Final = 3
-"""The largest unit, so often, is the least that parameters need: in use, coming, leaving."""
 LARGEST_ON_HOSTS: Final = 4 << 20
 """Bytes of a page where the device is the host's memory."""
 LARGEST_ON_ACCELERATORS: Final = 32 << 20

@@ -77,8 +77,6 @@ class Plan:
     device: int
     host: int
     nvme: int
-    in_backward: bool
-    """Each unit is updated as soon as its gradients are there."""
     recompute: bool
     """All blocks' activations are computed again, from inputs that stay on the device."""
     units: tuple[UnitPlan, ...]

@@ -41,8 +41,6 @@ class Found:
 
     choice: Choice
     forecast: Forecast
-    considered: int
-    """How many choices there were."""
 
 
 def search(
@@ -65,7 +63,7 @@ def search(
     quickest = min(found.seconds for _, found in played)
     equal = [entry for entry in played if entry[1].seconds <= quickest * (1 + _EQUAL)]
     choice, best = min(equal, key=lambda entry: (entry[1].up + entry[1].down + entry[1].sent, entry[1].device))
-    return Found(choice, best, len(tried))
+    return Found(choice, best)
 
 
 def _nearest(failures: list[DoesNotFit]) -> DoesNotFit:

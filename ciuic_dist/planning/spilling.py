@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.footprint import consumes, holders
 from ciuic_dist.planning.forecast import Forecast
+from ciuic_dist.planning.lanes import pass_seconds
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.policy import rotating
 from ciuic_dist.planning.profile import Pass, Profile, Recipe, UnitProfile, training_step
@@ -74,7 +74,7 @@ def _trace(
     """A rank's part, with ``count`` micro-batches. What is stretched by waiting for collectives is so evenly."""
     ranks = machine.world if choice.stage else 1
     units = tuple(UnitProfile(unit.name, -(-unit.parameters // ranks), unit.frozen // ranks) for unit in profile.units)
-    seconds = [_seconds(p, profile, machine, training, choice) for p in profile.passes]
+    seconds = list(pass_seconds(profile, machine, training, choice))
     stretch = (expected.unspilled - expected.updating) / choice.accumulation / max(sum(seconds), 1e-12)
     passes = tuple(
         Pass(p.unit, p.backward, flops=time * stretch) for p, time in zip(profile.passes, seconds, strict=True)
@@ -95,12 +95,6 @@ def _root_apart(trace: Trace, root: int) -> tuple[Item, ...]:
 
 def _whole(state: float) -> int:
     return max(round(state), 1)
-
-
-def _seconds(p: Pass, profile: Profile, machine: Machine, training: Training, choice: Choice) -> float:
-    again = p.backward and p.unit != profile.root and choice.ways[p.unit] is Way.RECOMPUTE
-    forwards = [q for q in profile.passes if again and q.unit == p.unit and not q.backward]
-    return sum(machine.seconds(q, training.precision) for q in (p, *forwards))
 
 
 def _two_tier(trace: Trace, machine: Machine, choice: Choice, expected: Forecast) -> TwoTier:

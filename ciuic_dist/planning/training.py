@@ -58,3 +58,7 @@ class Choice:
     """Activations that aren't kept lie in a lower tier; else what they are recomputed from stays on the device."""
     gathered: int = 0
     """At stage 3: so many of the last units stay full from their forward to the update."""
+
+    def way(self, unit: int) -> Way:
+        """What becomes of the activations of one unit; the root, which is the last, keeps its own."""
+        return self.ways[unit] if unit < len(self.ways) else Way.KEEP

@@ -24,7 +24,8 @@ def memory_of(plan: Plan, memory: Memory | None) -> Memory | None:
             f"or memory.nvme=/folder:size"
         )
     ways = {unit.activations for unit in plan.units[:-1]}
-    way = str(next(iter(ways))) if len(ways) == 1 and not plan.recompute else "auto"
+    planned = str(next(iter(ways))) if len(ways) == 1 and not plan.recompute else "auto"
+    way = planned if given.activations == "auto" else given.activations
     device = plan.device if given.device is None else given.device
     host = (plan.host or None) if given.host is None else given.host
     return replace(given, device=device, host=host, activations=way)

@@ -20,7 +20,8 @@ from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Transfers
 from ciuic_dist.monitor.usage import TierUsage
-from ciuic_dist.planning.pages import GRADIENT_SLOTS, STATE_SLOTS, UNITS_IN_FLIGHT, page_bytes
+from ciuic_dist.planning.flight import DRIVE_THREADS, UNITS_IN_FLIGHT
+from ciuic_dist.planning.pages import GRADIENT_SLOTS, STATE_SLOTS, page_bytes
 from ciuic_dist.planning.residency import stay
 from ciuic_dist.sharding.columns import PagedColumn
 from ciuic_dist.sharding.flat import Flat
@@ -33,8 +34,6 @@ _UNSEEN = 16 << 20
 """Bytes that a process may grow by beyond what is counted before that counts too: objects, libraries' own buffers."""
 _HEAP_GROWTH = 1.1
 """By how much a heap may go on to grow: its free blocks fit less and less."""
-_THREADS = 4
-"""What an NVMe drive takes to be busy with large pages."""
 
 
 class Spill:
@@ -49,7 +48,7 @@ class Spill:
         self.device: Device = HostDevice() if where.type == "cpu" else Accelerator(where)
         self.page_bytes = page_bytes(budgets.device, self.device.largest_page)
         self.tiers = _open_tiers(budgets, self.page_bytes, self.device)
-        self.transfers = Transfers(_THREADS, timeout_seconds(), self.device)
+        self.transfers = Transfers(DRIVE_THREADS, timeout_seconds(), self.device)
         self.homes = Homes(self.page_bytes)
         self._housing: WindowHousing | StorageHousing
         if shows_frames(where):
@@ -106,7 +105,7 @@ class Spill:
             self.tiers,
             self.transfers,
             least_bytes=page // 2,
-            bytes_under_way=_THREADS * page,
+            bytes_under_way=DRIVE_THREADS * page,
             device=self._where,
             keep=keep,
         )

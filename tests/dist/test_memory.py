@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ciuic_dist as cd
 from ciuic_dist.comm.groups import rank
-from ciuic_dist.sharding.exchange.mailbox import RING
+from ciuic_dist.planning.flight import MAILBOX_SLOTS
 from tests.dist.launch import fresh
 from tests.dist.models import Stack
 
@@ -86,7 +86,7 @@ def activations() -> int:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_peak_of_a_host_is_within_3_percent_of_arithmetic(stage: int) -> None:
-    mailbox = MODEL if stage == 1 else RING * BLOCK + ROOT
+    mailbox = MODEL if stage == 1 else MAILBOX_SLOTS * BLOCK + ROOT
     state_and_gradient_shards = 3 * MODEL
     each = mailbox + GRADIENT + activations()
     expected = MODEL + state_and_gradient_shards + WORLD * each  # one full form for all ranks

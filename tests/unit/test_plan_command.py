@@ -104,7 +104,7 @@ def test_what_is_given_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert (made.stage, made.micro_batch, made.accumulation) == (1, 2, 2)
     assert made.device == made.machine.memory == 3 << 30
     assert (made.training.sequences, made.training.length) == (32, 32)
-    assert (made.training.clips, made.in_backward, made.training.state_dtype) == (False, True, "8bit")
+    assert (made.training.clips, made.training.state_dtype) == (False, "8bit")
     assert made.training.precision == "bf16", "which suits the machine"
     assert asked(capsys, "machine=8xh100", "train.precision=fp32").training.precision == "fp32"
 

@@ -19,14 +19,12 @@ from torch import Tensor
 from ciuic_dist.comm import collectives
 from ciuic_dist.comm.collectives import Flight
 from ciuic_dist.comm.groups import device, timeout_seconds
+from ciuic_dist.planning.flight import REDUCTIONS_IN_FLIGHT
 from ciuic_dist.sharding.exchange import spilled
 from ciuic_dist.sharding.exchange.base import Traffic
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit
-
-_IN_FLIGHT = 2
-"""Reductions under way at once: one on the wire while the next unit's backward computes."""
 
 
 class CollectiveExchange:
@@ -130,7 +128,7 @@ class CollectiveExchange:
         self.traffic.reduces += 1
         self._send_arrived()
         # At stage 3 a rank that is behind may itself wait for this rank's next gather, so this one can't wait for it.
-        while len(self._reduces) > _IN_FLIGHT and (self._stage < 3 or self._reduces[0][1].has_landed()):
+        while len(self._reduces) > REDUCTIONS_IN_FLIGHT and (self._stage < 3 or self._reduces[0][1].has_landed()):
             self._finish_oldest()
 
     def drain(self) -> None:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ciuic_dist.planning.flight import MAILBOX_SLOTS
 from ciuic_dist.sharding.flat import Flat
-
-RING = 2
-"""Slots that the blocks' flats take in turn: one is written while the one before is read."""
 
 _ALIGNMENT = 4096
 
@@ -33,7 +31,7 @@ class MailboxLayout:
             self._own[id(flat)] = len(self._offsets)
             end = self._append(end, _nbytes(flat))
         in_turn = [_nbytes(flat) for flat in flats if id(flat) not in self._owners]
-        self._ring = range(len(self._offsets), len(self._offsets) + min(RING, len(in_turn)))
+        self._ring = range(len(self._offsets), len(self._offsets) + min(MAILBOX_SLOTS, len(in_turn)))
         for _ in self._ring:
             end = self._append(end, max(in_turn))
         self.nbytes = end
