@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+AUTO = "auto"
+"""``run.plan``: make one."""
+
 
 class ConfigError(ValueError):
     """A setting that cannot be; the message names it and what to write instead."""
@@ -27,12 +30,12 @@ def _demand(condition: bool, message: str) -> None:
 class RunConfig:
     """Where a run leaves its files: ``folder/name``; None names it after the model and the engine.
 
-    ``plan`` is the path of a plan to follow.
+    ``plan``: "auto" for one made before the first step, the path of one to follow, or None.
     """
 
     name: str | None = None
     folder: str = "runs"
-    plan: str | None = None
+    plan: str | None = AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,8 @@ class TrainConfig:
     """How long, in what batches, at what precision, and how often to look and to save.
 
     ``global_batch`` and ``validation_samples`` count sequences; ``micro_batch`` is the sequences of
-    one rank in one forward (None: its whole share of the global batch).
+    one rank in one forward. ``micro_batch`` and ``activation_checkpointing`` None: the plan's, and without a plan the
+    whole share of the global batch, and no checkpointing.
     """
 
     steps: int = 300
@@ -98,7 +102,7 @@ class TrainConfig:
     validation_samples: int = 96
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -113,14 +117,19 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What spreads the model over the ranks; ``timeout`` is in seconds."""
+    """What spreads the model over the ranks; ``timeout`` is in seconds. ``stage`` None: the plan's."""
 
     name: Literal["paged", "fsdp2", "deepspeed"] = "paged"
-    stage: int = 3
+    stage: int | None = None
     timeout: float = 300.0
 
+    @property
+    def zero_stage(self) -> int:
+        """``stage``, 3 where nothing has chosen one."""
+        return 3 if self.stage is None else self.stage
+
     def __post_init__(self) -> None:
-        _demand(self.stage in range(4), f"engine.stage is a ZeRO stage, 0 to 3, not {self.stage}")
+        _demand(self.stage in (None, *range(4)), f"engine.stage is a ZeRO stage, 0 to 3, not {self.stage}")
         _demand(self.timeout > 0, "engine.timeout must be a positive number of seconds")
 
 

@@ -22,11 +22,11 @@ from ciuic_dist.comm import groups
 from ciuic_dist.config import EngineConfig, MemoryConfig, ModelConfig, OptimizerConfig, TrainConfig
 from ciuic_dist.engines.paged import PagedEngine
 from ciuic_dist.estimate.calls import Clock
+from ciuic_dist.estimate.job import within
 from ciuic_dist.estimate.probe import probe
 from ciuic_dist.estimate.workload import causal_batch, profiles
 from ciuic_dist.memory.live import LiveBytes
 from ciuic_dist.models.build import build
-from ciuic_dist.plan.api import within
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.forecast import Forecast
 from ciuic_dist.planning.search import Limits, search

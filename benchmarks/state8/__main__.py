@@ -39,6 +39,7 @@ def train(kind: str, seed: int, options: argparse.Namespace) -> Run:
     """One training, in a process of its own. Raises CalledProcessError or TimeoutExpired where it isn't finished."""
     with TemporaryDirectory(prefix="state8-") as folder:
         settings = [f"optimizer.state_dtype={kind}", f"train.seed={seed}", f"run.folder={folder}", "run.name=run"]
+        settings.append("run.plan=null")  # two plans might differ in more than what is compared
         command = [sys.executable, "-m", "ciuic_dist.train", f"+model={options.model}", *options.settings, *settings]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}

@@ -74,5 +74,6 @@ def _checkpoint_activations(model: nn.Module) -> None:
     if not getattr(model, "supports_gradient_checkpointing", False):
         name = type(model).__name__
         raise ConfigError(f"{name} cannot recompute its activations: set train.activation_checkpointing=false")
-    enable: Any = model.gradient_checkpointing_enable
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    older: Any = model.gradient_checkpointing_enable
+    enable: Any = getattr(model, "activation_checkpointing_enable", older)
+    enable({"use_reentrant": False})

@@ -29,7 +29,7 @@ class DeepSpeedEngine(Adapter):
         deepspeed = _import()
         need_group()
         materialize(model)
-        if engine.stage == 3:
+        if engine.zero_stage == 3:
             _keep_experts_together(model)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.optimizer = adamw(model, optimizer)
@@ -95,7 +95,7 @@ def _settings(engine: EngineConfig, train: TrainConfig) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": train.global_batch // (world_size() * micro_batch),
         "gradient_clipping": train.clip or 0.0,
-        "zero_optimization": {"stage": engine.stage},
+        "zero_optimization": {"stage": engine.zero_stage},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": train.precision == "bf16"},
         "steps_per_print": 10**9,

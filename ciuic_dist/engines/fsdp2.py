@@ -29,7 +29,7 @@ class FSDP2Engine(Adapter):
     def __init__(
         self, model: nn.Module, *, engine: EngineConfig, optimizer: OptimizerConfig, train: TrainConfig
     ) -> None:
-        if engine.stage < 2:
+        if engine.zero_stage < 2:
             raise ConfigError(
                 f"engine=fsdp2 always shards gradients and state: engine.stage={engine.stage} must be 2 or 3"
             )

@@ -40,7 +40,7 @@ class PagedEngine(Evaluates):
     ) -> None:
         precision = "bf16" if train.precision == "bf16" else None
         budget = None if memory is None else Memory(memory.device, memory.host, memory.nvme, memory.activations)
-        self.model = shard(model, stage=engine.stage, memory=budget, mixed_precision=precision, plan=plan)
+        self.model = shard(model, stage=engine.zero_stage, memory=budget, mixed_precision=precision, plan=plan)
         self.optimizer = AdamW(
             self.model.parameters(),
             lr=optimizer.lr,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
@@ -20,6 +21,10 @@ _ENOUGH: Final = 0.03
 """Seconds after which the least will do."""
 _CPU: Final = torch.device("cpu")
 _PLAIN: Final = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+Seen = Mapping[str, tuple[float, int]]
+"""By a call's text, seconds of all its calls and their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,10 @@ def _described(value: Any) -> Any:
 class Clock:
     """Seconds of calls, each measured once; ``known`` has those of before, by the call's text."""
 
-    def __init__(self, known: Mapping[str, float] | None = None) -> None:
+    def __init__(self, known: Mapping[str, float] | None = None, seen: Seen | None = None) -> None:
+        """``seen``: every kind of operator counts as so much slower as it was there, whatever it is given."""
         self.known = dict(known or {})
+        self._slower = _ratios(self.known, seen or {})
 
     def measure(self, calls: Iterable[Call]) -> None:
         """Time all that aren't known, on every rank at once: so the machine is as busy as in training.
@@ -74,7 +81,25 @@ class Clock:
 
     def seconds(self, calls: Mapping[Call, int]) -> float:
         """Of so many of each."""
-        return sum(count * self.known[str(call)] for call, count in calls.items())
+        return sum(count * self._one(str(call)) for call, count in calls.items())
+
+    def _one(self, text: str) -> float:
+        return self.known[text] * self._slower.get(_kind(text), 1.0)
+
+
+def _ratios(known: Mapping[str, float], seen: Seen) -> dict[str, float]:
+    """By kind of operator, what its calls took over what they are known to take."""
+    alone: defaultdict[str, float] = defaultdict(float)
+    there: defaultdict[str, float] = defaultdict(float)
+    for text, (seconds, count) in seen.items():
+        if text in known:
+            alone[_kind(text)] += count * known[text]
+            there[_kind(text)] += seconds
+    return {kind: there[kind] / alone[kind] for kind in alone}
+
+
+def _kind(text: str) -> str:
+    return text.partition("(")[0]
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from ciuic_dist.config import ConfigError
 from ciuic_dist.memory.budget import BudgetError, parse_size
 from ciuic_dist.planning.machine import Machine
 
+PROBE: Final = "probe"
+"""Names the machine that the ranks run on."""
 _FOLDER: Final = "ciuic_dist.configs"
 _Units = dict[str, float]
 _FLOPS: Final[_Units] = {"TFLOP/s": 1e12, "GFLOP/s": 1e9}

@@ -5,27 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ciuic_dist.estimate.sizes import size_text
 from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.monitor.units import size_text
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.forecast import DoesNotFit, Forecast
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Advice, Plan, Prediction, UnitPlan
 from ciuic_dist.planning.profile import Profile
-from ciuic_dist.planning.search import Found, Limits, ProfileOf, in_memory_seconds, search
-from ciuic_dist.planning.training import Training
+from ciuic_dist.planning.search import Found, Limits, ProfileOf, in_memory_seconds, look, search
+from ciuic_dist.planning.training import Choice, Training
 
 _GIB = 1 << 30
 _WORTH = 0.01
 """The least gain that advice mentions."""
+_CHANGING = 0.05
+"""By which part another way has to be quicker before a run changes to it."""
 _PLAYED = 8
 """Choices that are played for a piece of advice: what it promises is the least that there is to gain."""
 
 
 def make_plan(
-    name: str, profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None = None
+    name: str,
+    profile_of: ProfileOf,
+    machine: Machine,
+    training: Training,
+    limits: Limits | None = None,
+    current: Choice | None = None,
 ) -> Plan:
-    """The best plan for ``training`` on ``machine``.
+    """The best plan for ``training`` on ``machine``; the ``current`` one, unless another is worth the change.
 
     Raises BudgetError where none fits, with the least that would, ValueError for a batch that can't be divided.
     """
@@ -33,6 +40,9 @@ def make_plan(
         found = search(profile_of, machine, training, limits)
     except DoesNotFit as failure:
         raise BudgetError(_refusal(name, machine, failure)) from failure
+    kept = None if current is None else look(current, profile_of, machine, training)
+    if kept is not None and kept.forecast.seconds <= found.forecast.seconds * (1 + _CHANGING):
+        found = kept
     choice, forecast = found.choice, found.forecast
     profile = profile_of(choice.micro_batch)
     return Plan(
@@ -92,6 +102,7 @@ def _prediction(found: Found, in_memory: float, training: Training) -> Predictio
         limit=forecast.limit,
         tokens_per_second=training.tokens / forecast.seconds,
         peak={tier: nbytes for tier, nbytes in peak.items() if nbytes or tier == "device"},
+        stalls=forecast.seconds - forecast.unspilled,
         traffic={link: nbytes for link, nbytes in traffic.items() if nbytes},
         resources=forecast.resources,
     )

@@ -17,7 +17,7 @@ from ciuic_dist.estimate.attention import FusedAttention
 from ciuic_dist.estimate.calls import Call
 from ciuic_dist.estimate.operators import Cost, cost_of
 from ciuic_dist.estimate.twins import Twins
-from ciuic_dist.memory.live import LiveBytes
+from ciuic_dist.memory.live import LiveBytes, Storages
 from ciuic_dist.planning.profile import Pass, Profile, UnitProfile
 
 Calls = Counter[Call]
@@ -92,12 +92,12 @@ class _Meter(TorchDispatchMode):
             counts[unit] += parameter.numel()
             frozen[unit] += 0 if parameter.requires_grad else parameter.numel()
         self.units = tuple(UnitProfile(name, counts[i], frozen[i]) for i, name in enumerate([*units, "root"]))
-        self._stored = {_storage(parameter) for parameter in model.parameters()}
+        self._stored = Storages(model.parameters())
         self._inputs: list[Tensor] = []
         """Of the unit that computes."""
-        self._entered: set[int] = set()
+        self._entered = Storages()
         self._passes: list[_Pass] = []
-        self._twins = Twins(list(units.values()), lambda tensor: _storage(tensor) in self._stored)
+        self._twins = Twins(list(units.values()), lambda tensor: tensor in self._stored)
         self._hooks = [handle for index, module in enumerate(units.values()) for handle in self._hook(index, module)]
         self._hooks += [p.register_post_accumulate_grad_hook(_drop) for p in model.parameters() if p.requires_grad]
 
@@ -156,11 +156,11 @@ class _Meter(TorchDispatchMode):
 
     def pack(self, tensor: Tensor) -> Tensor:
         """What autograd saves is charged once, parameters not at all."""
-        if _storage(tensor) not in self._stored:
-            self._stored.add(_storage(tensor))
+        if tensor not in self._stored:
+            self._stored.add(tensor)
             nbytes = tensor.untyped_storage().nbytes()
             self._passes[-1].saved += nbytes
-            self._passes[-1].remade += 0 if _storage(tensor) in self._entered else nbytes
+            self._passes[-1].remade += 0 if tensor in self._entered else nbytes
         return tensor
 
     def charge(self, cost: Cost, call: Call | None) -> None:
@@ -188,8 +188,8 @@ class _Meter(TorchDispatchMode):
             self.enter(index, backward=False)
             self._inputs = _tensors((args, kwargs))
             for tensor in self._inputs:
-                if _storage(tensor) not in self._entered:
-                    self._entered.add(_storage(tensor))
+                if tensor not in self._entered:
+                    self._entered.add(tensor)
                     self._passes[-1].inputs += tensor.untyped_storage().nbytes()
                 tensor.register_hook(lambda _: self._leave(index))
 
@@ -217,7 +217,3 @@ def _drop(parameter: Tensor) -> None:
 def _tensors(tree: Any) -> list[Tensor]:
     """The tensors of ``tree`` through which gradients flow."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.requires_grad]
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

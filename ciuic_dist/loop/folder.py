@@ -1,4 +1,4 @@
-"""The folder of a run: ``config.yaml``, ``metrics.jsonl``, plots and ``checkpoints/step-000123``."""
+"""The folder of a run: ``config.yaml``, ``plan.json``, ``metrics.jsonl``, plots and ``checkpoints/step-000123``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class RunFolder:
         self._config = config
         self.path = Path(config.run.folder) / config.run_name
         self.metrics = self.path / "metrics.jsonl"
+        self.plan = self.path / "plan.json"
         self._settings = self.path / "config.yaml"
         self._checkpoints = self.path / "checkpoints"
         self._lock: int | None = None
@@ -62,6 +63,12 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after ``step`` steps belongs."""
         return self._checkpoints / f"step-{step:06d}"
+
+    def write_plan(self, text: str) -> None:
+        """Keep the plan that is followed; a reader sees the old one or the new one."""
+        draft = self.plan.with_name(f"{self.plan.name}.partial")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(self.plan)
 
     def prune(self) -> None:
         """Delete all but the newest checkpoints; call it when the newest is complete."""

@@ -1,27 +1,34 @@
-"""A run that follows a plan, and how the plan's prediction came out."""
+"""Which plan a run follows: one that it is given, the one it had before a stop, or one made now."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from typing import Any
 
-from ciuic_dist.config import Config, ConfigError
-from ciuic_dist.monitor import metrics
+from torch import nn
+
+from ciuic_dist.comm.groups import rank, world_size
+from ciuic_dist.comm.together import on_rank_zero
+from ciuic_dist.config import AUTO, Config, ConfigError
+from ciuic_dist.estimate.calls import Seen
+from ciuic_dist.estimate.job import plan_here
+from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.planning.plan import Plan
 
-_SETTLING = 3
-"""Steps that aren't compared: memory is divided after the second."""
 
+def named_plan(config: Config) -> Plan | None:
+    """The plan whose file ``run.plan`` names; None where it names none.
 
-def read_plan(config: Config, world: int) -> Plan | None:
-    """The plan that ``run.plan`` names, None where it names none.
-
-    Raises ConfigError where it can't be read, or is for another job or number of ranks.
+    Raises ConfigError where it can't be read or followed, or is for another job or number of ranks.
     """
-    if config.run.plan is None:
+    if config.run.plan in (None, AUTO):
         return None
-    path = Path(config.run.plan)
+    path = Path(str(config.run.plan))
+    if config.engine.name != "paged":
+        raise ConfigError(f"engine={config.engine.name} follows no plans: leave run.plan out, or use engine=paged")
     try:
         plan = Plan.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -29,18 +36,50 @@ def read_plan(config: Config, world: int) -> Plan | None:
     except (KeyError, TypeError, ValueError) as error:
         message = f"run.plan={path} is no plan of this version: make one with python -m ciuic_dist.plan --json"
         raise ConfigError(message) from error
-    train, asked = config.train, plan.training
-    for key, planned, here in (
-        ("the number of ranks", plan.machine.world, world),
-        ("train.global_batch", asked.sequences, train.global_batch),
-        ("data.sequence_length", asked.length, config.data.sequence_length),
-        ("train.precision", asked.precision, train.precision),
-        ("optimizer.state_dtype", asked.state_dtype, config.optimizer.state_dtype),
-        ("train.clip", "not null" if asked.clips else "null", "not null" if train.clip is not None else "null"),
-    ):
-        if planned != here:
-            raise ConfigError(f"run.plan={path} is for another job: {key} is {planned} there and {here} here")
+    for key, planned, here in _differences(plan, config):
+        raise ConfigError(f"run.plan={path} is for another job: {key} is {planned} there and {here} here")
     return plan
+
+
+def kept_plan(path: Path, config: Config, changes: Sequence[str]) -> Plan | None:
+    """The plan that this run had before; None without one, or where it is for another job, ranks or budgets.
+
+    ``changes``: the settings that aren't what they were, each with its key in front.
+    """
+
+    def read() -> Plan | None:
+        try:
+            return Plan.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, KeyError, TypeError, ValueError):
+            return None
+
+    rebudgeted = any(change.startswith("memory.") for change in changes)
+    plan = on_rank_zero(read) if plans_itself(config) and not rebudgeted else None
+    return None if plan is None or any(_differences(plan, config)) else plan
+
+
+def plans_itself(config: Config) -> bool:
+    """Whether the run makes its own plan."""
+    return config.run.plan == AUTO and config.engine.name == "paged"
+
+
+def own_plan(config: Config, model: nn.Module, current: Plan | None = None, seen: Seen | None = None) -> Plan | None:
+    """The best plan for these ranks; None for a model that can't be traced, which rank 0 says. Collective.
+
+    ``seen``: how long operators took in the run so far, with its ``current`` plan. Raises ConfigError, and BudgetError
+    where nothing fits.
+    """
+    try:
+        return plan_here(config, model, seen=seen, current=current.choice if current else None).plan
+    except BudgetError as error:
+        raise BudgetError(f"{error}. run.plan=null tries it all the same") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001 (a model's own code may raise anything without values)
+        if rank() == 0:
+            words = (str(error).splitlines() or [""])[0]
+            sys.stderr.write(f"going on without a plan, which can't be made: {type(error).__name__}: {words}\n")
+        return None
 
 
 def follow(config: Config, plan: Plan | None) -> Config:
@@ -54,14 +93,19 @@ def follow(config: Config, plan: Plan | None) -> Config:
     )
 
 
-def compared(plan: Plan, path: Path) -> str | None:
-    """What was predicted beside what the metrics at ``path`` say, in a line; None for a run too short to tell."""
-    steps = list(metrics.read(path))[_SETTLING:]
-    if not steps:
-        return None
-    seconds = median(plan.training.tokens / step["tokens_per_s"] for step in steps)
-    predicted = plan.predicted
-    return (
-        f"predicted {predicted.seconds:.3f} s a step, measured {seconds:.3f} s "
-        f"({predicted.seconds / seconds - 1:+.0%} predicted)"
-    )
+def _differences(plan: Plan, config: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Keys of settings that aren't what the plan is for, with both values; what isn't set differs from nothing."""
+    train, asked = config.train, plan.training
+    for key, planned, here in (
+        ("the number of ranks", plan.machine.world, world_size()),
+        ("train.global_batch", asked.sequences, train.global_batch),
+        ("data.sequence_length", asked.length, config.data.sequence_length),
+        ("train.precision", asked.precision, train.precision),
+        ("optimizer.state_dtype", asked.state_dtype, config.optimizer.state_dtype),
+        ("train.clip", "not null" if asked.clips else "null", "not null" if train.clip is not None else "null"),
+        ("engine.stage", plan.stage, config.engine.stage),
+        ("train.micro_batch", plan.micro_batch, train.micro_batch),
+        ("train.activation_checkpointing", plan.recompute, train.activation_checkpointing),
+    ):
+        if here not in (None, planned):
+            yield key, planned, here

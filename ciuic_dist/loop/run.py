@@ -20,12 +20,14 @@ from ciuic_dist.comm.together import on_rank_zero
 from ciuic_dist.config import Config, to_mapping
 from ciuic_dist.data.sources import describe
 from ciuic_dist.engines.build import build as build_engine
+from ciuic_dist.estimate.calls import Seen
 from ciuic_dist.loop.folder import RunFolder
 from ciuic_dist.loop.peers import PeerWatch
-from ciuic_dist.loop.planned import compared, follow, read_plan
+from ciuic_dist.loop.planned import follow, kept_plan, named_plan, own_plan, plans_itself
 from ciuic_dist.loop.schedule import micro_batch_of
 from ciuic_dist.loop.signals import StopRequest
 from ciuic_dist.loop.trainer import Trainer
+from ciuic_dist.loop.watch import Watch, comparison
 from ciuic_dist.models.build import build as build_model
 from ciuic_dist.monitor.plots import plot_losses
 from ciuic_dist.planning.plan import Plan
@@ -43,16 +45,14 @@ def run(config: Config) -> int:
     _use_cores()
     groups.init(config.engine.timeout)
     try:
-        plan = read_plan(config, groups.world_size())
-        config = follow(config, plan)
+        plan = named_plan(config)
         agree("setup", _description(config))
-        micro_batch_of(config.train, groups.world_size())
+        micro_batch_of(follow(config, plan).train, groups.world_size())
         with PeerWatch(), StopRequest() as stop:
             corpus = data.load(config.data, seed=config.train.seed)
-            model = build_model(config.model, vocab_size=corpus.vocab_size, seed=config.train.seed)
             folder = RunFolder(config)
             try:
-                return _run(config, corpus, model, folder, stop, plan)
+                return _Run(config, corpus, folder, stop).run(plan)
             finally:
                 folder.release()
     finally:
@@ -60,37 +60,79 @@ def run(config: Config) -> int:
             dist.destroy_process_group()
 
 
-def _run(
-    config: Config, corpus: data.Corpus, model: nn.Module, folder: RunFolder, stop: StopRequest, plan: Plan | None
-) -> int:
-    first, changes = on_rank_zero(folder.claim)
-    if changes:
-        _say(f"settings that are not what they were in {folder.path}: {', '.join(changes)}")
-    if first >= config.train.steps:
-        _say(f"{folder.path} is finished: {first} steps. More train.steps continue it, another run.name starts anew")
+class _Run:
+    """One start of a run; where its first steps show a better plan, another engine goes on from a checkpoint."""
+
+    def __init__(self, config: Config, corpus: data.Corpus, folder: RunFolder, stop: StopRequest) -> None:
+        self._config = config
+        self._corpus = corpus
+        self._folder = folder
+        self._stop = stop
+
+    def run(self, plan: Plan | None) -> int:
+        """Follow ``plan``, the one the run had or a new one; returns the exit code."""
+        folder, steps = self._folder, self._config.train.steps
+        model = self._model()  # before the folder is touched: its settings may be wrong
+        first, changes = on_rank_zero(folder.claim)
+        if changes:
+            _say(f"settings that are not what they were in {folder.path}: {', '.join(changes)}")
+        if first >= steps:
+            _say(
+                f"{folder.path} is finished: {first} steps. More train.steps continue it, another run.name starts anew"
+            )
+            return FINISHED
+        kept = kept_plan(folder.plan, self._config, changes) if first else None
+        own = plans_itself(self._config) and kept is None
+        plan = own_plan(self._config, model) if own else plan or kept
+        _say(_header(follow(self._config, plan), self._corpus, model))
+        done, better = self._train(plan, model, first, may_change=own)
+        if better is not None:
+            done, _ = self._train(better, self._model(), done, may_change=False)
+        if groups.rank() == 0:
+            plot_losses(folder.metrics, folder.path / "loss.png")
+        if done < steps:
+            _say(f"stopped by a signal after step {done} of {steps}; the same command goes on from there")
+            return STOPPED
+        _say(f"finished: {folder.path}")
         return FINISHED
-    _say(_header(config, corpus, model))
-    if plan is not None and groups.rank() == 0:
-        (folder.path / "plan.json").write_text(plan.to_json(), encoding="utf-8")
-    engine = build_engine(
-        config.engine, model, optimizer=config.optimizer, train=config.train, memory=config.memory, plan=plan
-    )
-    try:
-        if first:
-            _say(f"resuming {folder.path} after step {first}")
-            engine.load(folder.checkpoint(first))
-        done = Trainer(config, engine, corpus, folder, first).run(stop)
-    finally:
-        engine.close()
-    if groups.rank() == 0:
-        plot_losses(folder.metrics, folder.path / "loss.png")
-        if plan is not None:
-            _say(compared(plan, folder.metrics) or "too few steps to compare with the plan")
-    if done < config.train.steps:
-        _say(f"stopped by a signal after step {done} of {config.train.steps}; the same command goes on from there")
-        return STOPPED
-    _say(f"finished: {folder.path}")
-    return FINISHED
+
+    def _train(self, plan: Plan | None, model: nn.Module, first: int, *, may_change: bool) -> tuple[int, Plan | None]:
+        """From step ``first`` on; the steps done, and a plan that is worth a change."""
+        config, folder = follow(self._config, plan), self._folder
+        watch = self._watch(plan, may_change=may_change)
+        self._keep(plan)
+        engine = build_engine(
+            config.engine, model, optimizer=config.optimizer, train=config.train, memory=config.memory, plan=plan
+        )
+        try:
+            if first:
+                _say(f"resuming {folder.path} after step {first}")
+                engine.load(folder.checkpoint(first))
+            done = Trainer(config, engine, self._corpus, folder, first, watch).run(self._stop)
+        finally:
+            engine.close()
+        if watch is not None:
+            self._keep(watch.plan)
+            if groups.rank() == 0:
+                _say(comparison(watch, folder.metrics, first))
+        return done, None if watch is None else watch.better
+
+    def _watch(self, plan: Plan | None, *, may_change: bool) -> Watch | None:
+        if plan is None:
+            return None
+        looks = groups.device().type == "cpu" and not self._config.train.compile
+
+        def replan(seen: Seen) -> Plan | None:
+            return own_plan(self._config, self._model(), plan, seen)
+
+        return Watch(plan, replan if may_change else None, looks=looks, counts=not plan.spills)
+
+    def _model(self) -> nn.Module:
+        return build_model(self._config.model, vocab_size=self._corpus.vocab_size, seed=self._config.train.seed)
+
+    def _keep(self, plan: Plan | None) -> None:
+        if plan is not None and groups.rank() == 0:
+            self._folder.write_plan(plan.to_json())
 
 
 def _header(config: Config, corpus: data.Corpus, model: nn.Module) -> str:
@@ -98,7 +140,7 @@ def _header(config: Config, corpus: data.Corpus, model: nn.Module) -> str:
     world, engine, length = groups.world_size(), config.engine, config.data.sequence_length
     return (
         f"{config.model_name}: {sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
-        f"{world} rank{'s' if world > 1 else ''}, engine {engine.name} at stage {engine.stage}, "
+        f"{world} rank{'s' if world > 1 else ''}, engine {engine.name} at stage {engine.zero_stage}, "
         f"{len(corpus.train) * length:,} tokens of {describe(config.data.path)} and "
         f"{len(corpus.validation) * length:,} to validate"
     )

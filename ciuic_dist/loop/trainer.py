@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import Self
 
@@ -18,6 +19,7 @@ from ciuic_dist.engines.base import Batch, Engine
 from ciuic_dist.loop.folder import RunFolder
 from ciuic_dist.loop.schedule import lr_factor, micro_batch_of, sample_seed
 from ciuic_dist.loop.signals import StopRequest
+from ciuic_dist.loop.watch import Watch, expected
 from ciuic_dist.monitor.metrics import MetricsFile, StepMetrics
 from ciuic_dist.monitor.progress import Progress
 from ciuic_dist.monitor.spilling import Spilling
@@ -26,12 +28,15 @@ from ciuic_dist.monitor.spilling import Spilling
 class Trainer:
     """Takes one engine through its steps, from ``first_step`` on. Every rank has one and calls the same."""
 
-    def __init__(self, config: Config, engine: Engine, corpus: Corpus, folder: RunFolder, first_step: int) -> None:
+    def __init__(
+        self, config: Config, engine: Engine, corpus: Corpus, folder: RunFolder, first_step: int, watch: Watch | None
+    ) -> None:
         self._train = config.train
         self._engine = engine
         self._corpus = corpus
         self._folder = folder
         self._first_step = first_step
+        self._watch = watch
         self._spilling: Spilling | None = None
         self._micro_batch = micro_batch_of(config.train, world_size())
         # What a checkpoint brought is set anew: the settings of this start count, and the rest follows from the step.
@@ -42,12 +47,16 @@ class Trainer:
         )
 
     def run(self, stop: StopRequest) -> int:
-        """Train until the last step or until a rank is asked to stop; returns the steps done, all saved."""
-        with _Record(self._folder, self._train.steps, self._first_step) as record:
+        """Train until the last step, until a rank is asked to stop or the watch knows better.
+
+        Returns the steps done, all saved.
+        """
+        with _Record(self._folder, self._train.steps, self._first_step, self._watch) as record:
             for done in range(self._first_step + 1, self._train.steps + 1):
                 last = done == self._train.steps
                 metrics, stopping = self._step(done, stop, validate=last or done % self._train.validate_every == 0)
                 record.add(metrics)
+                stopping |= self._judged(metrics)
                 if last or stopping or done % self._train.checkpoint_every == 0:
                     self._save(done)
                 if stopping:
@@ -63,7 +72,8 @@ class Trainer:
         for index, batch in enumerate(batches):
             first = start + (index * world_size() + rank()) * self._micro_batch
             torch.manual_seed(sample_seed(self._train.seed, first))
-            loss += self._engine.forward_backward(batch, accumulation=len(batches), last=index == len(batches) - 1)
+            with self._looking(index):
+                loss += self._engine.forward_backward(batch, accumulation=len(batches), last=index == len(batches) - 1)
         lr = self._engine.optimizer.param_groups[0]["lr"]
         norm = self._engine.step(self._train.clip)
         self._scheduler.step()
@@ -82,6 +92,18 @@ class Trainer:
             validation_loss=self._validate() if validate else None,
         )
         return metrics, stops > 0
+
+    def _looking(self, index: int) -> AbstractContextManager[object]:
+        return nullcontext() if index or self._watch is None else self._watch.looking()
+
+    def _judged(self, metrics: StepMetrics) -> bool:
+        """Whether there is a better plan than that of the run."""
+        if self._watch is None:
+            return False
+        words = self._watch.judge(metrics.seconds)
+        if words and rank() == 0:
+            sys.stdout.write(f"{words}\n")
+        return self._watch.better is not None
 
     def _moved(self) -> Spilling | None:
         """What has spilled since this was last asked."""
@@ -113,7 +135,8 @@ class Trainer:
 class _Record:
     """Rank 0's metrics file and display; nothing elsewhere."""
 
-    def __init__(self, folder: RunFolder, steps: int, first_step: int) -> None:
+    def __init__(self, folder: RunFolder, steps: int, first_step: int, watch: Watch | None) -> None:
+        self._watch = watch
         self._open = ExitStack()
         self._file: MetricsFile | None = None
         if rank() == 0:
@@ -123,7 +146,7 @@ class _Record:
     def add(self, metrics: StepMetrics) -> None:
         if self._file is not None:
             self._file.write(metrics)
-            self._progress.update(metrics)
+            self._progress.update(metrics, None if self._watch is None else expected(self._watch.plan))
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _MAKES_FROM_PYTHON = torch.ops.aten.lift_fresh.default  # torch.tensor and its like, whose result nothing else shows
 
 
+class Storages:
+    """Whose tensors were added, as long as they live: what is made later may have the same address."""
+
+    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
+        self._alive: dict[int, weakref.ref[UntypedStorage]] = {}
+        for tensor in tensors:
+            self.add(tensor)
+
+    def add(self, tensor: Tensor) -> None:
+        storage, alive = tensor.untyped_storage(), self._alive
+        key = storage._cdata
+        alive[key] = weakref.ref(storage, lambda _: alive.pop(key, None))
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._alive
+
+
 class LiveBytes(TorchDispatchMode):
     """While it is on, counts the storages that operators make, until they are freed; forward and backward on the CPU.
 

@@ -7,12 +7,15 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Self, TextIO
 
+from ciuic_dist.monitor.units import duration_text, size_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from ciuic_dist.monitor.expected import Expected
     from ciuic_dist.monitor.metrics import StepMetrics
     from ciuic_dist.monitor.usage import TierUsage
 
@@ -42,15 +45,17 @@ class Progress:
         self._validation_loss: float | None = None
         self._display = _Live(steps, first_step, stream) if stream.isatty() else _Lines(steps, stream, clock)
 
-    def update(self, metrics: StepMetrics) -> None:
+    def update(self, metrics: StepMetrics, expected: Expected | None = None) -> None:
+        """Show a step, beside what a plan ``expected`` of it."""
         if metrics.validation_loss is not None:
             self._validation_loss = metrics.validation_loss
         parts = [f"loss {metrics.loss:.4f}"]
         if self._validation_loss is not None:
             parts.append(f"validation {self._validation_loss:.4f}")
         parts += [
-            f"{metrics.tokens_per_s:,.0f} tokens/s",
-            *_memory(metrics.memory),
+            f"{metrics.tokens_per_s:,.0f} tokens/s{_speed(expected)}",
+            *_memory(metrics.memory, expected),
+            *_waits(metrics, expected),
             *_wear(metrics),
             f"{self._time_left(metrics.step)} left",
         ]
@@ -113,8 +118,24 @@ class _Live:
         self._progress.stop()
 
 
-def _memory(tiers: Mapping[str, TierUsage]) -> list[str]:
-    return [f"{tier} {_size(usage.used)} (peak {_size(usage.peak)})" for tier, usage in tiers.items()]
+def _speed(expected: Expected | None) -> str:
+    return "" if expected is None else f" (plan {expected.tokens / expected.seconds:,.0f})"
+
+
+def _memory(tiers: Mapping[str, TierUsage], expected: Expected | None) -> list[str]:
+    planned = {} if expected is None else expected.peak
+    return [
+        f"{tier} {size_text(usage.used)} (peak {size_text(usage.peak)}"
+        + (f", plan {size_text(planned[tier])})" if tier in planned else ")")
+        for tier, usage in tiers.items()
+    ]
+
+
+def _waits(metrics: StepMetrics, expected: Expected | None) -> list[str]:
+    """Of transfers, where there are any."""
+    if metrics.spilling is None or expected is None:
+        return []
+    return [f"stalls {duration_text(metrics.spilling.stall_seconds)} (plan {duration_text(expected.stalls)})"]
 
 
 def _wear(metrics: StepMetrics) -> list[str]:
@@ -122,9 +143,4 @@ def _wear(metrics: StepMetrics) -> list[str]:
     if metrics.spilling is None or not metrics.spilling.nvme_bytes_per_step:
         return []
     a_day = metrics.spilling.nvme_bytes_per_day(metrics.seconds)
-    return [f"{_size(round(metrics.spilling.nvme_bytes_per_step))} written a step, {_size(round(a_day))} a day"]
-
-
-def _size(count: int) -> str:
-    """``count`` bytes with a unit."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+    return [f"{size_text(round(metrics.spilling.nvme_bytes_per_step))} written a step, {size_text(round(a_day))} a day"]

@@ -18,7 +18,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the plan that ``arguments`` (default: the command line's) ask for; returns the exit code."""
     from ciuic_dist.comm import groups
     from ciuic_dist.config import ConfigError
-    from ciuic_dist.estimate.report import describe
     from ciuic_dist.memory.budget import BudgetError
     from ciuic_dist.plan.command import help_text, parse, planned
 
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if groups.rank():
         return 0
-    print(made.plan.to_json() if command.json else describe(made.plan))
+    print(made.plan.to_json() if command.json else made.plan)
     if command.picture is not None:
         from ciuic_dist.estimate.picture import draw
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from torch import nn
 
-from ciuic_dist.estimate.machines import load
+from ciuic_dist.estimate.here import Here
+from ciuic_dist.estimate.job import within
+from ciuic_dist.estimate.machines import PROBE, load
 from ciuic_dist.estimate.planner import make_plan
 from ciuic_dist.estimate.workload import Batch, given, profiles
-from ciuic_dist.memory.budget import Memory, parse_size
+from ciuic_dist.memory.budget import Memory
 from ciuic_dist.models.on_meta import OnMeta
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
@@ -32,10 +33,11 @@ def plan(
     units: UnitRule = None,
     clips: bool = True,
 ) -> Plan:
-    """The best way to train ``model`` on ``machine``, and what it takes. Nothing is allocated or computed.
+    """The best way to train ``model`` on ``machine``, and what it takes. Nothing of it is allocated or computed.
 
     ``model``: a module, also on meta, or what makes one, whose tensors go to meta without its noticing. ``machine``: a
-    name such as "8xh100", the path of a YAML file, or a Machine. ``batch``: what a forward is given for one sample (a
+    name such as "8xh100", the path of a YAML file, a Machine, or "probe" for the ranks of ``init``, which then all call
+    this and measure what isn't known of them. ``batch``: what a forward is given for one sample (a
     tensor, several, or a dict by name), of which only the shapes count; ``sequences``: samples of a step, over all
     ranks. ``memory``: what tiers may hold, where that is less than the machine has. ``stage`` None: to be chosen.
     ``clips``: gradients are clipped, so nothing is updated before the backward is over.
@@ -46,8 +48,9 @@ def plan(
     if stage not in (None, 0, 1, 2, 3) or mixed_precision not in PRECISIONS:
         raise ValueError(f"stage must be 0 to 3 and mixed_precision None or 'bf16', not {stage!r}, {mixed_precision!r}")
     module = model if isinstance(model, nn.Module) else _made(model)
-    where = load(machine) if isinstance(machine, str) else machine
-    where = where if memory is None else within(where, memory)
+    here = Here(memory or Memory()) if machine == PROBE else None
+    where = here.machine if here else load(machine) if isinstance(machine, str) else machine
+    allowed = within(where, memory or Memory())
     args, kwargs = given(batch)
     length = max((value.shape[1] for value in (*args, *kwargs.values()) if value.dim() > 1), default=1)
     precision = mixed_precision or "fp32"
@@ -57,27 +60,16 @@ def plan(
         batch,
         precision=mixed_precision,
         units=units,
-        fused_attention=not where.shared,
+        fused_attention=here is None and not where.shared,
         most=max(1, sequences // where.world),
+        clock=here.clock if here else None,
     )
-    return make_plan(type(module).__name__, profile_of, where, training, Limits(stage))
+    made = make_plan(type(module).__name__, profile_of, allowed, training, Limits(stage))
+    if here:
+        here.remember()
+    return made
 
 
 def _made(make: Callable[[], nn.Module]) -> nn.Module:
     with OnMeta():
         return make()
-
-
-def within(machine: Machine, memory: Memory) -> Machine:
-    """The machine with no more than ``memory`` allows; its folder need not be here. Raises BudgetError for no size."""
-    nvme = None if memory.nvme is None else str(memory.nvme).rpartition(":")[2]
-    given = {"memory": ("device", memory.device), "host": ("host", memory.host), "nvme": ("nvme", nvme)}
-    if machine.shared:  # the host's memory is the devices'
-        machine = replace(machine, host=machine.host or machine.memory * machine.devices)
-        given["host"] = ("host", memory.host or 0)
-    least = {
-        field: min(parse_size(size, f"memory.{name}"), getattr(machine, field))
-        for field, (name, size) in given.items()
-        if size is not None
-    }
-    return replace(machine, **least)

@@ -42,6 +42,8 @@ class Prediction:
     """Over all ranks."""
     peak: dict[str, int]
     """By tier."""
+    stalls: float
+    """Seconds of waiting for transfers between tiers."""
     traffic: dict[str, float]
     """Bytes by link."""
     resources: dict[str, float]
@@ -85,6 +87,12 @@ class Plan:
     predicted: Prediction
     advice: tuple[Advice, ...] = ()
 
+    def __str__(self) -> str:
+        """All of it in words, over several lines."""
+        from ciuic_dist.planning.report import describe
+
+        return describe(self)
+
     def to_json(self) -> str:
         """Text that `from_json` reads back."""
         return json.dumps(asdict(self), indent=1)
@@ -109,6 +117,11 @@ class Plan:
         below = not self.recompute and any(way is not Way.KEEP for way in ways)
         gathered = sum(unit.gathered for unit in self.units[:-1]) if self.stage == 3 else 0
         return Choice(self.stage, self.micro_batch, self.accumulation, ways, below, gathered)
+
+    @property
+    def way(self) -> tuple[Choice, bool]:
+        """Equal for plans that train alike."""
+        return self.choice, self.spills
 
     @property
     def digest(self) -> str:

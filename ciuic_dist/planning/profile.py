@@ -192,12 +192,20 @@ def extrapolate(few: Profile, many: Profile, counts: tuple[int, int], batch: int
     """
     if [(p.unit, p.backward) for p in few.passes] != [(p.unit, p.backward) for p in many.passes]:
         raise ValueError("the model computes in another order for more sequences")
-    part = (batch - counts[0]) / (counts[1] - counts[0])
-    passes = (_between(a, b, part) for a, b in zip(few.passes, many.passes, strict=True))
+    passes = (_between(a, b, counts, batch) for a, b in zip(few.passes, many.passes, strict=True))
     return Profile(few.units, tuple(passes))
 
 
-def _between(few: Pass, many: Pass, part: float) -> Pass:
+def _between(few: Pass, many: Pass, counts: tuple[int, int], batch: int) -> Pass:
+    part = (batch - counts[0]) / (counts[1] - counts[0])
     first, second = (asdict(p) for p in (few, many))
     grown = {name: first[name] + part * (second[name] - first[name]) for name in _GROWS}
+    near, count = (few, counts[0]) if batch < counts[1] else (many, counts[1])
+    grown["seconds"] = _possible(grown["seconds"], near.seconds, batch / count)
     return Pass(**first | grown | {name: round(grown[name]) for name in _BYTES})
+
+
+def _possible(seconds: float, measured: float, times: float) -> float:
+    """More sequences take no less time, and each no more, whatever two measurements that vary may say."""
+    ends = measured, measured * times
+    return min(max(seconds, min(ends)), max(ends))

@@ -66,6 +66,13 @@ def search(
     return Found(choice, best)
 
 
+def look(choice: Choice, profile_of: ProfileOf, machine: Machine, training: Training) -> Found | None:
+    """What ``choice`` takes; None where it doesn't fit."""
+    profile = profile_of(choice.micro_batch)
+    expected = forecast_if_it_fits(profile, machine, training, choice)
+    return None if expected is None else Found(choice, with_transfers(profile, machine, training, choice, expected))
+
+
 def _nearest(failures: list[DoesNotFit]) -> DoesNotFit:
     """The least that would do for any of them."""
     nearest = min(failures, key=lambda failure: math.inf if failure.device is None else failure.device)

@@ -1,4 +1,4 @@
-"""A training that follows a plan made by the command."""
+"""A training that follows a plan: its own, or one made by the command."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from ciuic_dist.config import Config
+from ciuic_dist.estimate.calls import Seen
+from ciuic_dist.loop import run
 from ciuic_dist.plan.__main__ import main
 from ciuic_dist.planning.plan import Plan
+from ciuic_dist.train import main as train_main
 from tests.dist.train_jobs import NO_DROPOUT, TINY, Job, losses, train
 
 JOB = (*TINY, *NO_DROPOUT, "model.overrides.vocab_size=256", "train.global_batch=4", "train.steps=5")
+OTHER = 0
+"""A stage that no plan here chooses: two ranks can do with less."""
 MACHINE = """
 nodes: 1
 devices: 2
@@ -50,7 +57,7 @@ def test_a_run_follows_a_plan_keeps_it_and_compares(plan: Path, tmp_path: Path) 
     assert (made.micro_batch, made.accumulation) == (1, 2)
     ended = train(tmp_path, *JOB, "run.name=planned", f"run.plan={plan}", world=2)
     assert f"at stage {made.stage}" in ended.out[0]
-    assert "s a step, measured" in ended.out[0]
+    assert "of a step of rank 0       predicted    measured" in ended.out[0]
     assert Plan.from_json((tmp_path / "runs/planned/plan.json").read_text()) == made
     train(tmp_path, *JOB, "run.name=plain", f"engine.stage={made.stage}", "train.micro_batch=1", world=2)
     assert losses(tmp_path / "runs/planned") == losses(tmp_path / "runs/plain")
@@ -70,6 +77,7 @@ def test_a_plan_that_spills_sets_the_budget(plan: Path, tmp_path: Path) -> None:
         (["train.global_batch=8"], "train.global_batch is 4 there and 8 here"),
         (["train.clip=null"], "train.clip is not null there and null here"),
         (["model.overrides.n_layer=3"], "this model has 3"),
+        ([f"engine.stage={OTHER}"], f"and {OTHER} here"),
         (["engine=fsdp2"], "engine=fsdp2 follows no plans"),
         (["run.plan=nowhere.json"], "run.plan=nowhere.json can't be read"),
     ],
@@ -91,3 +99,70 @@ def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
     ended = Job(tmp_path, *JOB, f"run.plan={tmp_path / 'plan.json'}").wait()
     assert ended.codes == [2], ended
     assert "is no plan of this version" in ended.err[0]
+
+
+def plan_of(run: Path) -> Plan:
+    return Plan.from_json((run / "plan.json").read_text())
+
+
+def test_a_run_makes_its_own_plan_and_keeps_it_when_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own, run = [*JOB, "run.name=own", "run.plan=auto"], tmp_path / "runs/own"
+    first = train(tmp_path, *own, world=2)
+    plan = plan_of(run)
+    assert f"at stage {plan.stage}" in first.out[0]
+    assert "peak on device" in first.out[0]
+    assert "(plan " in first.out[0], "live, too"
+    assert (plan.machine.world, plan.training.sequences, plan.training.length) == (2, 4, 16)
+    marked = replace(plan, model="kept")
+    (run / "plan.json").write_text(marked.to_json())
+    train(tmp_path, *own, "train.steps=7", world=2)
+    assert plan_of(run) == marked
+    train(tmp_path, *own, "train.steps=8", "memory.device=1GB", "memory.host=1GB", world=2)
+    assert plan_of(run).model != "kept"
+    assert plan_of(run).device == 10**9
+    assert len(losses(run)) == 8
+
+
+def test_what_the_user_has_chosen_is_planned_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    given = ("engine.stage=2", "train.micro_batch=1", "train.activation_checkpointing=true", "run.name=given")
+    train(tmp_path, *JOB, *given, "run.plan=auto", "train.steps=1", world=2)
+    plan = plan_of(tmp_path / "runs/given")
+    assert (plan.stage, plan.micro_batch, plan.recompute) == (2, 1, True)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ended = Job(tmp_path, *JOB, "run.plan=auto", "memory.device=10KB", "memory.host=10KB", world=2).wait()
+    assert ended.codes == [2, 2], ended
+    assert "doesn't fit this machine: each device needs" in ended.err[0]
+    assert "run.plan=null tries it all the same" in ended.err[0]
+
+
+def test_a_better_plan_goes_on_from_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    planned = Plan.from_json(made)
+    here = replace(planned, machine=replace(planned.machine, devices=1), stage=0, micro_batch=4, accumulation=1)
+    better = replace(here, micro_batch=2, accumulation=2)
+    asked: list[Plan | None] = []
+
+    def plan(config: Config, model: nn.Module, current: Plan | None = None, seen: Seen | None = None) -> Plan:
+        asked.append(current)
+        assert (seen is None) == (current is None)
+        assert seen is None or any(text.startswith("aten.addmm") for text in seen), "operators were watched"
+        return here if current is None else better
+
+    monkeypatch.setattr(run, "own_plan", plan)
+    assert train_main([*JOB, "run.plan=auto", "run.name=own", "train.steps=12"]) == 0
+    assert asked == [None, here]
+    said = capsys.readouterr().out
+    assert "s are for another plan: going on with that from a checkpoint" in said
+    assert "resuming runs/own after step 8" in said
+    assert plan_of(tmp_path / "runs/own") == better
+    assert train_main([*JOB, "run.name=plain", "train.steps=12"]) == 0
+    assert losses(tmp_path / "runs/own") == pytest.approx(losses(tmp_path / "runs/plain"), abs=1e-5)

@@ -23,6 +23,7 @@ TINY = (
     f"data.path={__file__}",
     "train.validation_samples=12",
     "train.warmup_steps=2",
+    "run.plan=null",
 )
 NO_DROPOUT = (
     "model.overrides.resid_pdrop=0",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ciuic_dist.monitor import metrics
+from ciuic_dist.monitor.expected import Expected, compared
 from ciuic_dist.monitor.metrics import MetricsFile, StepMetrics
 from ciuic_dist.monitor.plots import plot_losses
 from ciuic_dist.monitor.progress import Progress
@@ -136,7 +137,7 @@ def test_without_a_terminal_there_is_a_plain_line_now_and_then() -> None:
     lines = stream.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/25", "6/25", "11/25", "16/25", "21/25", "25/25"]
     assert lines[1] == (
-        "step 6/25  loss 0.8333  validation 2.2500  1,234 tokens/s  device 3.0 MiB (peak 5.00 GiB)  0:00:38 left"
+        "step 6/25  loss 0.8333  validation 2.2500  1,234 tokens/s  device 3.00 MiB (peak 5.00 GiB)  0:00:38 left"
     )
     assert "validation" not in lines[0]
     assert "\x1b" not in stream.getvalue()
@@ -157,7 +158,7 @@ def test_what_spilled_is_recorded_and_shown(tmp_path: Path) -> None:
         "guess_rate": 0.25,
         "nvme_bytes_per_day": (3 << 20) * 43200,
     }
-    assert "3.0 MiB written a step, 126.56 GiB a day" in stream.getvalue()
+    assert "3.00 MiB written a step, 126.56 GiB a day" in stream.getvalue()
 
 
 def test_a_later_look_has_what_moved_since() -> None:
@@ -220,3 +221,53 @@ def test_the_plot_shows_training_and_validation(tmp_path: Path) -> None:
         plot_losses(folder / "metrics.jsonl", folder / "loss.png")
         pictures.append((folder / "loss.png").read_bytes())
     assert pictures[0] != pictures[1]
+
+
+# --- predicted and measured ----------------------------------------------------------------------
+
+EXPECTED = Expected(
+    tokens=1000, seconds=0.5, stalls=0.125, peak={"device": 10 << 20, "nvme": 6 << 20}, up=4 << 20, down=2 << 20
+)
+
+
+def record(seconds: float, device: int, nvme: int | None = None) -> dict[str, Any]:
+    made: dict[str, Any] = {"tokens_per_s": 1000 / seconds, "memory": {"device": {"peak": device}}}
+    if nvme is not None:
+        made["memory"]["nvme"] = {"peak": nvme}
+        made["spilling"] = {
+            "bytes": {"nvme->device": 3 << 20, "host->device": 1 << 20, "device->nvme": 1 << 20, "nvme->host": 5},
+            "stall_seconds": seconds / 2,
+        }
+    return made
+
+
+def test_what_was_predicted_stands_beside_what_was_measured() -> None:
+    rows = compared(EXPECTED, [record(0.25, 8 << 20, 3 << 20), record(1.0, 9 << 20, 4 << 20)] * 2, None)
+    assert [(row.name, row.predicted, row.measured) for row in rows] == [
+        ("step", 0.5, 0.625),
+        ("peak on device", 10 << 20, 9 << 20),
+        ("peak on nvme", 6 << 20, 4 << 20),
+        ("stalls", 0.125, 0.3125),
+        ("moved up", 4 << 20, 4 << 20),
+        ("moved down", 2 << 20, 1 << 20),
+    ]
+    assert str(rows[0]).split() == ["step", "500.0", "ms", "625.0", "ms", "-20.0%"]
+    assert str(rows[1]).split() == ["peak", "on", "device", "10.00", "MiB", "9.00", "MiB", "+11.1%"]
+
+
+def test_a_peak_without_its_activations_is_not_compared() -> None:
+    steps = [record(0.5, 4 << 20)]
+    assert [row.name for row in compared(EXPECTED, steps, None)] == ["step", "peak on nvme"]
+    device = next(row for row in compared(EXPECTED, steps, 5 << 20) if row.name == "peak on device")
+    assert device.measured == 9 << 20
+    assert compared(EXPECTED, [], None) == []
+
+
+def test_the_display_says_what_the_plan_expected() -> None:
+    stream = io.StringIO()
+    with Progress(1, stream=stream) as progress:
+        progress.update(replace(step_metrics(1), spilling=MOVED), EXPECTED)
+    shown = stream.getvalue()
+    assert "1,234 tokens/s (plan 2,000)" in shown
+    assert "device 3.00 MiB (peak 5.00 GiB, plan 10.00 MiB)" in shown
+    assert "stalls 250.0 ms (plan 125.0 ms)" in shown

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 import ciuic_dist as cd
 from ciuic_dist.config import ConfigError, ModelConfig
 from ciuic_dist.estimate import calls, probe
+from ciuic_dist.estimate.job import within
 from ciuic_dist.estimate.machines import load
 from ciuic_dist.estimate.workload import causal_batch
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.models.build import hf_config
 from ciuic_dist.plan.__main__ import main
-from ciuic_dist.plan.api import within
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.plan import Plan
 

@@ -96,3 +96,17 @@ def test_calls_run_on_tensors_of_their_forms(made: Call) -> None:
     clock = Clock()
     clock.measure([made])
     assert clock.seconds({made: 1}) > 0
+
+
+def test_kinds_of_operators_count_as_so_much_slower_as_they_were_seen() -> None:
+    small, large, other = (
+        call(aten.mm.default, torch.zeros(4, 4), torch.zeros(4, 4)),
+        call(aten.mm.default, torch.zeros(8, 4), torch.zeros(4, 4)),
+        call(aten.add.Tensor, torch.zeros(4), 1),
+    )
+    known = {str(small): 1.0, str(large): 2.0, str(other): 4.0}
+    clock = Clock(known, {str(small): (6.0, 4), str(large): (3.0, 1), "aten.gone()": (9.0, 1)})
+    assert clock.seconds({small: 2}) == 2 * 1.5, "4 and 1 calls that take 6 s alone took 9"
+    assert clock.seconds({large: 1}) == 2 * 1.5, "whatever they are given"
+    assert clock.seconds({other: 1}) == 4.0, "one that was never seen is as it was measured"
+    assert clock.known == known, "what is measured is remembered as it was"

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 
 from ciuic_dist.estimate.picture import draw
 from ciuic_dist.estimate.planner import make_plan
-from ciuic_dist.estimate.report import describe
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.forecast import DoesNotFit
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
 from ciuic_dist.planning.profile import Profile
+from ciuic_dist.planning.report import describe
 from ciuic_dist.planning.search import Limits, search
 from ciuic_dist.planning.training import Training
 from tests.unit.planning import jobs
@@ -36,6 +36,22 @@ FEW = Limits(stage=2, micro_batch=2, way=Way.KEEP)
 @cache
 def planned(where: Machine = TIGHT, limits: Limits = FEW) -> Plan:
     return make_plan("model", per_sequence(MODEL), where, TRAINING, limits)
+
+
+def test_a_run_keeps_its_way_unless_another_is_worth_the_change() -> None:
+    best = planned(limits=Limits(stage=2))
+    other = next(plan for plan in (planned(limits=Limits(2, 1, way)) for way in Way) if plan.choice != best.choice)
+    again = make_plan("model", per_sequence(MODEL), TIGHT, TRAINING, Limits(stage=2), other.choice)
+    quicker = other.predicted.seconds > 1.05 * best.predicted.seconds
+    assert again.choice == (best.choice if quicker else other.choice)
+    assert make_plan("model", per_sequence(MODEL), TIGHT, TRAINING, Limits(stage=2), best.choice).choice == best.choice
+    nothing = replace(TIGHT, memory=1, host=0)
+    with pytest.raises(BudgetError):
+        make_plan("model", per_sequence(MODEL), nothing, TRAINING, None, best.choice)
+
+
+def test_a_plan_prints_in_words() -> None:
+    assert str(planned()) == describe(planned())
 
 
 @settings(max_examples=8, deadline=None)

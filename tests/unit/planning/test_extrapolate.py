@@ -30,6 +30,16 @@ def test_what_grows_evenly_is_exact(parts: dict[str, tuple[int, int]], counts: t
     assert extrapolate(few, many, counts, batch) == of(parts, batch)
 
 
+@given(st.floats(1e-6, 10), st.floats(1e-6, 10), st.sampled_from([(1, 2), (2, 4), (4, 8)]), st.integers(1, 64))
+def test_times_that_vary_give_times_that_can_be(few: float, many: float, counts: tuple[int, int], batch: int) -> None:
+    one = of(dict.fromkeys(GROWING, (1, 1)), 1)
+    first, second = (replace(one, passes=tuple(replace(p, seconds=s) for p in one.passes)) for s in (few, many))
+    seconds = extrapolate(first, second, counts, batch).passes[0].seconds
+    measured, count = (few, counts[0]) if batch < counts[1] else (many, counts[1])
+    both_ends = sorted([measured, measured * batch / count])
+    assert both_ends[0] * (1 - 1e-9) <= seconds <= both_ends[1] * (1 + 1e-9)
+
+
 def test_another_order_is_refused() -> None:
     one = of(dict.fromkeys(GROWING, (1, 1)), 1)
     for other in (one.passes[::-1], one.passes[:1], (replace(one.passes[0], unit=1), one.passes[1])):

@@ -1,4 +1,4 @@
-"""Bytes in words."""
+"""Bytes and seconds in words."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ def size_text(nbytes: float) -> str:
     """Such as 77.00 GiB."""
     unit = next((unit for unit, size in _UNITS.items() if nbytes >= size), "MiB")
     return f"{nbytes / _UNITS[unit]:.2f} {unit}"
+
+
+def duration_text(seconds: float) -> str:
+    """Such as 1.25 s or 71.3 ms."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
