@@ -38,11 +38,11 @@ def _lines(plan: Plan) -> Iterator[str]:
     for tier, nbytes in predicted.peak.items():
         room = {"device": plan.machine.memory, "host": plan.machine.node_host, "nvme": plan.machine.node_nvme}[tier]
         yield f"  peak on {tier:<11}{size_text(nbytes)} of {size_text(room)}"
-    yield f"  step               {_seconds(predicted.seconds)}, {predicted.tokens_per_second:,.0f} tokens/s in all"
+    yield f"  step               {seconds_text(predicted.seconds)}, {predicted.tokens_per_second:,.0f} tokens/s in all"
     yield f"  of in-memory speed {predicted.of_in_memory:.0%}"
-    yield f"  lower bound        {_seconds(predicted.bound)}: {predicted.limit}"
+    yield f"  lower bound        {seconds_text(predicted.bound)}: {predicted.limit}"
     for resource, needed in predicted.resources.items():
-        yield f"    {resource:<25}{_seconds(needed)}"
+        yield f"    {resource:<25}{seconds_text(needed)}"
     for link, moved in predicted.traffic.items():
         yield f"  traffic {link:<19}{size_text(moved)} a step"
     if plan.advice:
@@ -76,5 +76,6 @@ def _way(unit: UnitPlan) -> str:
     return str(unit.activations)
 
 
-def _seconds(seconds: float) -> str:
+def seconds_text(seconds: float) -> str:
+    """Seconds, or milliseconds where it isn't one."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
