@@ -139,6 +139,22 @@ def levels(profile: Profile, choice: Choice) -> Iterator[tuple[int, int]]:
         alive += _left(p, held, choice) if gone else p.net
 
 
+def lowered_levels(profile: Profile, choice: Choice) -> Iterator[int]:
+    """For each pass the bytes of activations that are in lower tiers when it begins."""
+    there: dict[int, int] = {}
+    for p in profile.passes:
+        yield sum(there.values())
+        there[p.unit] = 0 if p.backward else there.get(p.unit, 0) + lowered(p, choice)
+
+
+def lowered(p: Pass, choice: Choice) -> int:
+    """Bytes of its activations that a forward leaves in lower tiers."""
+    way = choice.way(p.unit)
+    if not choice.below or way is Way.KEEP:
+        return 0
+    return p.saved if way is Way.OFFLOAD else p.inputs
+
+
 def _remaking(forward: Pass) -> int:
     """At the peak of a forward that runs again; what it starts from is kept meanwhile, saved or not."""
     return forward.above + max(0, forward.inputs - (forward.saved - forward.remade))

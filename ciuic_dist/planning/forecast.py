@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ciuic_dist.planning.activations import Way
-from ciuic_dist.planning.footprint import Footprint, footprint
+from ciuic_dist.planning.footprint import Footprint, footprint, lowered
 from ciuic_dist.planning.lanes import Lanes, lanes
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
@@ -157,10 +156,7 @@ def failure(profile: Profile, machine: Machine, training: Training, choice: Choi
 
 def _offloaded(profile: Profile, choice: Choice) -> int:
     """Bytes of activations in lower tiers when a forward ends."""
-    if not choice.below:
-        return 0
-    gone = [p for p in profile.passes if not p.backward and choice.way(p.unit) is not Way.KEEP]
-    return sum(p.saved if choice.way(p.unit) is Way.OFFLOAD else p.inputs for p in gone)
+    return sum(lowered(p, choice) for p in profile.passes if not p.backward)
 
 
 def _moved(spilled: Spilled, machine: Machine, choice: Choice) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from ciuic_dist.planning.policy import Policy
+from ciuic_dist.planning.timeline import Log, Place, Timeline
 from ciuic_dist.planning.trace import Trace
 from ciuic_dist.planning.two_tier import BudgetTooSmall, TwoTier
 from ciuic_dist.planning.view import View
@@ -69,6 +70,7 @@ class _Run:
     falling: _Transfer | None = None
     leaving: list[int] = field(default_factory=list)
     """Evicted items that have to be written back first, in order."""
+    log: Log = field(default_factory=Log)
 
     def cycle(self) -> None:
         """Run each operation once."""
@@ -104,6 +106,7 @@ class _Run:
         self._lower()
         if self.running is None and not self._demand():
             self.running = self.counters.seconds + self.seconds[self.view.index]
+            self.log.ops.append((self.view.index, self.counters.seconds, self.running))
 
     def _rescue(self) -> None:
         """What is needed now, and was only about to leave, stays."""
@@ -130,7 +133,7 @@ class _Run:
                 return
             self._occupy(self.reserved)
             self.counters.up += size
-            self.rising = _Transfer(self.reserved, self.counters.seconds + size / self.machine.up)
+            self.rising = self._transfer(self.reserved, up=True)
             self.reserved = None
 
     def _choose(self) -> None:
@@ -170,6 +173,7 @@ class _Run:
     def _occupy(self, item: int) -> None:
         self.free -= self._size(item)
         self.least = min(self.least, self.free)
+        self._place(item, Place.DEVICE)
 
     def _evict(self, item: int) -> None:
         self.view.resident.remove(item)
@@ -180,14 +184,28 @@ class _Run:
 
     def _gone(self, item: int) -> None:
         self.view.absent.add(item)
+        self._free(item, Place.BELOW)
+
+    def _free(self, item: int, place: Place) -> None:
+        """Its room on the device; it is at ``place`` now."""
         self.free += self._size(item)
+        self._place(item, place)
+
+    def _place(self, item: int, place: Place) -> None:
+        self.log.places.append((self.counters.seconds, item, place))
+
+    def _transfer(self, item: int, *, up: bool) -> _Transfer:
+        start = self.counters.seconds
+        end = start + self._size(item) / (self.machine.up if up else self.machine.down)
+        self.log.transfers.append((item, up, start, end))
+        return _Transfer(item, end)
 
     def _lower(self) -> None:
         if self.falling or (self.rising and not self.machine.duplex):
             return
         item = self.leaving[0] if self.leaving else self.policy.clean(self.view)
         if item is not None:
-            self.falling = _Transfer(item, self.counters.seconds + self._size(item) / self.machine.down)
+            self.falling = self._transfer(item, up=False)
             self.counters.down += self._size(item)
 
     def _end(self, moment: float) -> None:
@@ -228,7 +246,7 @@ class _Run:
         for item in op.discards:
             view.resident.remove(item)
             view.dirty.discard(item)
-            self.free += self._size(item)
+            self._free(item, Place.NOWHERE)
         view.now += 1
         self.running = None
         needed = self.trace.ops[view.index]
@@ -240,6 +258,17 @@ def simulate(trace: Trace, machine: TwoTier, policy: Policy) -> Outcome:
 
     Raises BudgetTooSmall where an operation's items don't fit beside each other and the static ones.
     """
+    return _average(*_settle(trace, machine, policy))
+
+
+def record(trace: Trace, machine: TwoTier, policy: Policy) -> Timeline:
+    """What happens when in the rounds that `simulate` averages. Raises what it raises."""
+    run, history = _settle(trace, machine, policy)
+    return run.log.timeline(trace, View(trace).absent, (len(history) - 1) * len(trace.ops))
+
+
+def _settle(trace: Trace, machine: TwoTier, policy: Policy) -> tuple[_Run, list[_Counters]]:
+    """A run up to where it has repeated itself, and its counters from before what repeats on, round by round."""
     room = machine.room(trace)
     needed = trace.bytes_of(policy.static) + max(trace.bytes_of(set(op.uses) - policy.static) for op in trace.ops)
     if needed > room:
@@ -258,7 +287,7 @@ def simulate(trace: Trace, machine: TwoTier, policy: Policy) -> Outcome:
         run.cycle()
     else:
         first = CYCLES // 2
-    return _average(history, min(first, len(history) - 2), run, room - run.least)
+    return run, history[min(first, len(history) - 2) :]
 
 
 def _repeats(history: list[_Counters], period: int) -> bool:
@@ -269,9 +298,9 @@ def _repeats(history: list[_Counters], period: int) -> bool:
     return math.isclose(now - middle, middle - then, rel_tol=1e-6)
 
 
-def _average(history: list[_Counters], first: int, run: _Run, peak: int) -> Outcome:
-    then, now = history[first], history[-1]
-    steps = (len(history) - 1 - first) * run.trace.steps
+def _average(run: _Run, history: list[_Counters]) -> Outcome:
+    then, now = history[0], history[-1]
+    steps = (len(history) - 1) * run.trace.steps
     seconds = (now.seconds - then.seconds) / steps
     return Outcome(
         policy=run.policy.name,
@@ -280,6 +309,6 @@ def _average(history: list[_Counters], first: int, run: _Run, peak: int) -> Outc
         misses=(now.misses - then.misses) / steps,
         up=(now.up - then.up) / steps,
         down=(now.down - then.down) / steps,
-        peak=peak,
-        cycles=len(history) - 1,
+        peak=run.machine.room(run.trace) - run.least,
+        cycles=run.view.now // len(run.trace.ops),
     )

@@ -10,13 +10,16 @@ from ciuic_dist.planning.lanes import pass_seconds
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.policy import rotating
 from ciuic_dist.planning.profile import Pass, Profile, Recipe, UnitProfile, training_step
-from ciuic_dist.planning.simulate import simulate
+from ciuic_dist.planning.simulate import record, simulate
+from ciuic_dist.planning.timeline import Timeline
 from ciuic_dist.planning.trace import Item, Trace
 from ciuic_dist.planning.training import Choice, Training
 from ciuic_dist.planning.two_tier import BudgetTooSmall, TwoTier
 
 _PAGES = 64
 """About so many pages of state are played: more of them take longer and tell little more."""
+_MICRO_BATCHES = 3
+"""So many are played: every further one is like the third."""
 
 
 def with_transfers(
@@ -43,6 +46,22 @@ def with_transfers(
     )
 
 
+def timeline(
+    profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast
+) -> Timeline | None:
+    """What happens when in the steady state, in steps of three micro-batches at most.
+
+    None where nothing is spilled but activations, or where `with_transfers` finds no room to play it.
+    """
+    if not expected.spilled.total - expected.spilled.activations:
+        return None
+    trace = _trace(profile, machine, training, choice, expected, min(choice.accumulation, _MICRO_BATCHES))
+    try:
+        return record(trace, _two_tier(trace, machine, choice, expected), rotating())
+    except BudgetTooSmall:
+        return None
+
+
 def _played(
     profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast
 ) -> tuple[float, ...]:
@@ -53,7 +72,7 @@ def _played(
         outcome = simulate(trace, _two_tier(trace, machine, choice, expected), rotating())
         return outcome.seconds, outcome.up, outcome.down
 
-    more = choice.accumulation - 3
+    more = choice.accumulation - _MICRO_BATCHES
     if more <= 0:
         return play(choice.accumulation)
     return tuple(three + more * (three - two) for two, three in zip(play(2), play(3), strict=True))

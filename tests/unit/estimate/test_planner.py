@@ -187,13 +187,32 @@ def test_the_report_says_what_becomes_of_activations() -> None:
     assert f"stay gathered      {full} of 4 units" in describe(gathered)
 
 
-@pytest.mark.parametrize("limits", [Limits(stage=3), Limits(stage=0, way=Way.OFFLOAD)])
-def test_the_picture_is_a_png(limits: Limits, tmp_path: Path) -> None:
+def height(made: Plan, folder: Path) -> int:
+    """Of its picture; that is a PNG, and all that is written."""
     pytest.importorskip("matplotlib")
-    made = planned(replace(TIGHT, memory=1000 * MIB), limits)
-    draw(made, per_sequence(MODEL)(made.micro_batch), tmp_path / "step.png")
-    assert (tmp_path / "step.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["step.png"]
+    folder.mkdir()
+    draw(made, per_sequence(MODEL)(made.micro_batch), folder / "step.png")
+    assert [path.name for path in folder.iterdir()] == ["step.png"]
+    start = (folder / "step.png").read_bytes()[:24]
+    assert start[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(start[20:])
+
+
+def test_the_picture_has_a_part_for_each_tier_and_a_row_for_each_link(tmp_path: Path) -> None:
+    large = replace(TIGHT, memory=1000 * MIB)
+    within = planned(large, FEW)
+    offloaded = planned(large, replace(FEW, way=Way.OFFLOAD))
+    spilled = planned(limits=FEW)
+    full = planned(replace(TIGHT, host=4 * MIB, nvme=1000 * MIB, read=1e8, write=1e8), FEW)
+    assert [set(made.predicted.peak) for made in (within, offloaded, spilled, full)] == [
+        {"device"},
+        {"device", "host"},
+        {"device", "host"},
+        {"device", "host", "nvme"},
+    ]
+    made = (within, offloaded, spilled, full)
+    heights = [height(made, tmp_path / str(index)) for index, made in enumerate(made)]
+    assert heights == sorted(set(heights))
 
 
 def test_the_json_is_plain() -> None:
