@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engines.results import Run, Summary
+from benchmarks.measure.machine import in_words
 from benchmarks.measure.record import markdown, reason
 from benchmarks.measure.setting import Setting
 
@@ -31,15 +32,13 @@ def configuration(setting: Setting, machine: dict[str, Any], runs: Sequence[Run]
     parameters = max((run.parameters for run in runs), default=0) / 1e6
     accelerator = max((run.accelerator for run in runs), default="")
     computer = f"{accelerator} beside {machine['processor']}" if accelerator else machine["processor"]
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "deepspeed"))
     busiest = max((run.others for run in runs), default=0.0)
     return f"""\
 * {setting.model} {setting.size}, {parameters:.1f} M parameters, {setting.dtype}{masters}, stage {setting.stage}
 * {setting.device}, ranks of one thread: {setting.ranks}, {where[setting.hosts]}
 * {setting.batch} sequences of {setting.sequence} tokens a step; {setting.steps} steps timed after {setting.warmup}, \
 one more sampled for memory; fused AdamW, seed {setting.seed}
-* {computer}, {machine["cores"]} cores, {machine["memory"] / 2**30:.0f} GiB, Linux {machine["kernel"]}
-* {versions}; {machine["date"]}
+{in_words(machine | {"processor": computer})}
 * other processes kept at most {busiest:.2f} cores busy during a run
 * the limit is linear scaling: ranks times the tokens/s of plain PyTorch in one process of one thread
 """

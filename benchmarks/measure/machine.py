@@ -29,6 +29,14 @@ def describe() -> dict[str, Any]:
     }
 
 
+def in_words(about: dict[str, Any]) -> str:
+    """What `describe` found, as two points of a list."""
+    versions = ", ".join(f"{name} {about[name]}" for name in ("python", *_PACKAGES))
+    return f"""\
+* {about["processor"]}, {about["cores"]} cores, {about["memory"] / 2**30:.0f} GiB, Linux {about["kernel"]}
+* {versions}; {about["date"]}"""
+
+
 def memory() -> int:
     """Bytes of RAM."""
     return int(_field("/proc/meminfo", "MemTotal").split()[0]) * 1024

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 ENGINES: Final = ("ours", "plain", "ddp", "fsdp2", "deepspeed-cpu", "deepspeed-nvme")
+OPERATORS: Final = {"deepspeed-cpu": ("CPUAdamBuilder",), "deepspeed-nvme": ("CPUAdamBuilder", "AsyncIOBuilder")}
+"""What an engine compiles before its first run."""
 
 
 @dataclass(frozen=True, slots=True)

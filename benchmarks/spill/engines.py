@@ -39,18 +39,29 @@ def _ours(model: nn.Module, case: Case, setting: Setting) -> Step:
     nvme = f"{case.folder}:{_NVME_LEAST + _NVME_PER_PARAMETER * count}"
     memory = None if case.device is None else cd.Memory(device=case.device, nvme=nvme)
     model = cd.shard(model, memory=memory)
-    optimizer = cd.AdamW(
+    return training_loop(model, adamw_in_backward(model, setting))
+
+
+def adamw_in_backward(model: nn.Module, setting: Setting) -> cd.AdamW:
+    """Ours, which updates a parameter as soon as its gradient is there."""
+    return cd.AdamW(
         model.parameters(),
         lr=setting.learning_rate,
         betas=setting.betas,
         weight_decay=setting.weight_decay,
         in_backward=True,
     )
-    return training_loop(model, optimizer)
 
 
 def _fsdp2(model: nn.Module, case: Case, setting: Setting) -> Step:
-    """Sharded while on meta, then filled a parameter at a time: no rank ever has the whole."""
+    return fsdp2(model, setting)
+
+
+def fsdp2(model: nn.Module, setting: Setting, **options: Any) -> Step:
+    """Sharded while on meta, then filled a parameter at a time: no rank ever has the whole.
+
+    ``options``: of fully_shard.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -59,8 +70,8 @@ def _fsdp2(model: nn.Module, case: Case, setting: Setting) -> Step:
     places = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     mesh = init_device_mesh("cpu", (setting.ranks,))
     for layer in model.get_submodule("model.layers").children():
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(layer, mesh=mesh, **options)
+    fully_shard(model, mesh=mesh, **options)
     model.to_empty(device="cpu")
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     recipe.replay(lambda deferred, real: _fill(tensors[places[id(deferred)]], real))
@@ -76,7 +87,7 @@ def _fill(tensor: Tensor, real: Tensor) -> None:
     tensor.copy_(real)
 
 
-def _deepspeed(model: nn.Module, case: Case, setting: Setting) -> Step:
+def deepspeed_offloading(model: nn.Module, case: Case, setting: Setting) -> Step:
     """ZeRO-3 with parameters and optimizer on the CPU or on NVMe."""
     deepspeed = import_deepspeed()
     from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -140,6 +151,6 @@ _MAKERS: Final[dict[str, Callable[[nn.Module, Case, Setting], Step]]] = {
     "plain": _plain,
     "ddp": _ddp,
     "fsdp2": _fsdp2,
-    "deepspeed-cpu": _deepspeed,
-    "deepspeed-nvme": _deepspeed,
+    "deepspeed-cpu": deepspeed_offloading,
+    "deepspeed-nvme": deepspeed_offloading,
 }

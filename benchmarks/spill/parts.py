@@ -37,6 +37,7 @@ class Bench:
     repetitions: int
     seconds: float  # that one trial may take
     keep: Callable[[str, dict[str, Any]], None]
+    worker: str = "benchmarks.spill.worker"
     _peak: int = 0
     _baselines: dict[str, int] = field(default_factory=dict)
 
@@ -52,7 +53,7 @@ class Bench:
 
     def _train(self, part: str, case: Case, repetition: int, setting: Setting, host: Host) -> Trial:
         trial = Trial(part, case.name, repetition, device_budget=case.device)
-        command = ("benchmarks.spill.worker", json.dumps(asdict(case)), json.dumps(asdict(setting)))
+        command = (self.worker, json.dumps(asdict(case)), json.dumps(asdict(setting)))
         try:
             with machine.watched() as others:
                 reports = launch(command, setting.world(case.engine), [host], self.seconds)

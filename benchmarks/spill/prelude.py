@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ import ciuic_dist as cd
 from benchmarks.measure.loop import Batch, batches
 from benchmarks.measure.memory import pss
 from benchmarks.measure.setting import Setting
+from benchmarks.spill.case import OPERATORS
 from ciuic_dist.config import ModelConfig
 from ciuic_dist.models.build import build
 from ciuic_dist.models.deferred import materialize
@@ -29,7 +30,7 @@ def prelude(engine: str, setting: Setting) -> tuple[Iterator[Batch], int]:
         cd.init()
     elif engine != "plain":
         dist.init_process_group("gloo")
-    if engine == "fsdp2":
+    if engine.startswith("fsdp2"):
         import torch.distributed.fsdp  # noqa: F401  # here: large, and the other engines go without
     if engine.startswith("deepspeed"):
         import_deepspeed()
@@ -55,16 +56,13 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-_OPERATORS: Final = {"deepspeed-cpu": ("CPUAdamBuilder",), "deepspeed-nvme": ("CPUAdamBuilder", "AsyncIOBuilder")}
-
-
 def build_operators(engine: str) -> None:
     """Load what the engine compiles; the first rank does so first. Raises RuntimeError where it can't."""
     from deepspeed.ops import op_builder
 
     if os.environ["RANK"] != "0":
         dist.barrier()
-    for name in _OPERATORS[engine]:
+    for name in OPERATORS.get(engine, ()):
         getattr(op_builder, name)().load(verbose=False)
     if os.environ["RANK"] == "0":
         dist.barrier()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.measure.machine import in_words
 from benchmarks.measure.record import markdown, reason
 from benchmarks.measure.setting import Setting
 from benchmarks.spill.bound import Rates
@@ -17,14 +18,12 @@ def configuration(setting: Setting, machine: dict[str, Any], trials: Sequence[Tr
     """The lines above the tables."""
     parameters = max((trial.parameters for trial in trials if trial.part != "largest"), default=0) / 1e6
     busiest = max((trial.others for trial in trials), default=0.0)
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "transformers", "deepspeed"))
     return f"""\
 * {setting.model} {setting.size}, {parameters:.1f} M parameters, fp32, activation checkpointing, AdamW, no clipping
 * {setting.ranks} ranks of one thread (plain PyTorch: one), {setting.batch} sequences of {setting.sequence} tokens a \
 step over all ranks, in one micro-batch each
 * {setting.steps} steps timed after {setting.warmup}, one more sampled for memory; seed {setting.seed}
-* {machine["processor"]}, {machine["cores"]} cores, {machine["memory"] / 2**30:.0f} GiB, Linux {machine["kernel"]}
-* {versions}; {machine["date"]}
+{in_words(machine)}
 * other processes kept at most {busiest:.2f} cores busy during a trial
 * within the kernel's limits the C library of every engine gives back at once what is freed (MALLOC_MMAP_THRESHOLD_)
 * memory is in MB (10^6 bytes), of all ranks together unless it says otherwise

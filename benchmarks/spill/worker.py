@@ -8,7 +8,9 @@ import logging
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,16 +57,16 @@ class Report:
     spilled: Spilled | None
 
 
-def train(case: Case, setting: Setting) -> Report:
-    """Build the model, spread it, train it."""
-    stream, baseline = prelude(case.engine, setting)
+def train(engine: str, setting: Setting, make: Callable[[nn.Module], loop.Step]) -> Report:
+    """Build the model, spread it by `make`, train it."""
+    stream, baseline = prelude(engine, setting)
     family, size, overrides = setting.model_settings()
     model = build(ModelConfig(family, size, overrides=overrides), vocab_size=None, seed=setting.seed).train()
     if setting.checkpointing:
         with_checkpointing(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    step = make(model, case, setting)
-    ours = model if case.engine == "ours" else None
+    step = make(model)
+    ours = model if engine == "ours" else None
     del model
     gc.collect()
     counts = Counts(ours)
@@ -130,9 +132,15 @@ def _disk() -> dict[str, int]:
 
 def main(case: str, setting: str, result: str) -> None:
     """Train `case` as `setting` says (both JSON) and write the report to `result`."""
+    what, how = Case(**json.loads(case)), Setting(**json.loads(setting))
+    leave(result, what.engine, how, partial(make, case=what, setting=how))
+
+
+def leave(result: str, engine: str, setting: Setting, make: Callable[[nn.Module], loop.Step]) -> None:
+    """Train and write the report to `result`; the group is gone afterwards."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    report = train(Case(**json.loads(case)), Setting(**json.loads(setting)))
+    report = train(engine, setting, make)
     Path(result).write_text(json.dumps(asdict(report)), encoding="utf-8")
     if dist.is_initialized():
         dist.barrier()
