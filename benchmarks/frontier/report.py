@@ -19,12 +19,10 @@ _MB = 1e6
 def text(setting: Setting, machine: dict[str, Any], plans: Sequence[Planned], trials: Sequence[Trial]) -> str:
     """All of it."""
     found = points(trials, setting.ranks)
-    parts = [
-        configuration(setting, machine, trials),
-        table(found, trials),
-        f"## Plans\n\n{planned(plans)}",
-        f"## At each peer's memory\n\n{compared(verdicts(found))}",
-    ]
+    parts = [configuration(setting, machine, trials), table(found, trials)]
+    if plans:  # without ours there is nothing to compare
+        parts.append(f"## Plans\n\n{planned(plans)}")
+        parts.append(f"## At each peer's memory\n\n{compared(verdicts(found))}")
     return "\n\n".join(parts)
 
 

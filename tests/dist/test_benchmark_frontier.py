@@ -6,11 +6,56 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+import ciuic_dist as cd
+from benchmarks.frontier.cases import Case
+from benchmarks.frontier.engines import make
+from benchmarks.measure.setting import Setting
+from ciuic_dist.comm.groups import rank
+from ciuic_dist.config import ModelConfig
+from ciuic_dist.models.build import build
+from ciuic_dist.planning.machine import Machine
+from tests.dist.launch import launch
 
 ROOT = Path(__file__).parents[2]
+LENGTH = 16
+SETTING = Setting(
+    model="llama",
+    size="tiny",
+    dtype="fp32",
+    device="cpu",
+    ranks=2,
+    hosts="1",
+    batch=8,
+    sequence=LENGTH,
+    steps=1,
+    warmup=2,
+)
+HERE = Machine("here", 1, 2, 1 << 30, 1e12, 1e12, 1e10, 1e-6, nvme=1 << 25, read=1e9, write=1e9, shared=True)
+
+
+def losses(micro_batch: int, folder: str) -> list[float]:
+    """Of three steps of this rank on four sequences, so many at a time."""
+    model = build(ModelConfig("llama", "tiny"), vocab_size=None, seed=0)
+    ids = torch.zeros(1, LENGTH, dtype=torch.int64)
+    plan = cd.plan(model, HERE, {"input_ids": ids, "labels": ids}, sequences=8, stage=2, clips=False)
+    plan = replace(plan, micro_batch=micro_batch, accumulation=4 // micro_batch)
+    step = make(model, Case("ours", "ours", folder, plan=plan.to_json()), SETTING)
+    generator = torch.Generator().manual_seed(rank())
+    batches = (torch.randint(0, 256, (4, LENGTH), generator=generator) for _ in range(3))
+    return [step({"input_ids": batch, "labels": batch}).item() for batch in batches]
+
+
+def test_micro_batches_are_as_planned_and_change_nothing(tmp_path: Path) -> None:
+    whole, parts = (launch(losses, size, str(tmp_path)) for size in (4, 1))
+    assert whole[0] != whole[1]
+    for rank_whole, rank_parts in zip(whole, parts, strict=True):
+        assert rank_parts == pytest.approx(rank_whole, abs=1e-5)
 
 
 @pytest.mark.slow
