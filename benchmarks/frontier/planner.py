@@ -19,12 +19,12 @@ from benchmarks.measure.setting import Setting
 from ciuic_dist.comm import groups
 from ciuic_dist.config import ModelConfig
 from ciuic_dist.estimate.calls import Clock
+from ciuic_dist.estimate.job import within
 from ciuic_dist.estimate.planner import make_plan
 from ciuic_dist.estimate.probe import probe
 from ciuic_dist.estimate.workload import causal_batch, profiles
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.models.build import build
-from ciuic_dist.plan.api import within
 from ciuic_dist.planning.plan import Plan
 from ciuic_dist.planning.training import Training
 
