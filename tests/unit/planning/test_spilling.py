@@ -75,6 +75,6 @@ def test_the_root_is_among_what_can_not_leave_and_not_among_what_moves() -> None
 
 def test_the_update_takes_as_long_as_it_was_measured_to() -> None:
     slow = replace(WHERE, update=1e5)
-    expected, played = both(kept(MODEL), slow)
+    expected, played = both(kept(MODEL), slow, training=Training(1, 8, clips=False))
     assert expected.updating == pytest.approx(MODEL.parameters / 1e5)
     assert played.seconds >= expected.seconds > expected.updating
