@@ -130,7 +130,14 @@ def _made(value: Any, call: Call) -> Any:
     if value.dtype.is_floating_point:  # all of its storage: expanded tensors can't be written to
         torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,)).uniform_(-1, 1)
         return tensor
-    if call.func._overloadpacket is torch.ops.aten._grouped_mm:  # where each group's rows end
-        rows = call.args[0].size[0]
-        return torch.linspace(rows / len(tensor), rows, len(tensor)).to(value.dtype)
+    if call.func._overloadpacket is torch.ops.aten._grouped_mm:  # where each group ends
+        divided = _divided(*call.args[:2])
+        return torch.linspace(divided / len(tensor), divided, len(tensor)).to(value.dtype)
     return tensor.zero_()
+
+
+def _divided(left: Form, right: Form) -> int:
+    """What a grouped product divides among its groups: rows, columns, or what is summed over in a weight's gradient."""
+    if len(left.size) == len(right.size):
+        return left.size[1]
+    return left.size[0] if len(left.size) < len(right.size) else right.size[1]

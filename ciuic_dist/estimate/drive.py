@@ -20,11 +20,15 @@ Move = Callable[[int, Tensor], None]  # one page, to or from a slot
 
 @dataclass(frozen=True, slots=True)
 class DriveRates:
-    """Bytes a second of one rank, all being at it; ``both`` is reading and writing at once."""
+    """Bytes a second of one rank, all being at it; ``both`` is reading and writing at once.
+
+    ``moving``: processor seconds a byte, all threads together, reading and writing alike.
+    """
 
     read: float
     write: float
     both: float
+    moving: float
 
 
 def measure_drive(folder: Path, page_bytes: int, nbytes: int) -> DriveRates:
@@ -57,6 +61,8 @@ def measure_drive(folder: Path, page_bytes: int, nbytes: int) -> DriveRates:
             return pages * page_bytes / (time.perf_counter() - began)
 
     rate(write)
-    rates = DriveRates(write=rate(write), read=rate(read), both=rate(write, read))
+    began = time.process_time()
+    rates = {"write": rate(write), "read": rate(read), "both": rate(write, read)}
+    busy = time.process_time() - began
     tier.close()
-    return rates
+    return DriveRates(**rates, moving=busy / (len(rates) * pages * page_bytes))

@@ -21,7 +21,16 @@ _Units = dict[str, float]
 _FLOPS: Final[_Units] = {"TFLOP/s": 1e12, "GFLOP/s": 1e9}
 _BYTES: Final[_Units] = {"GB/s": 1e9, "TB/s": 1e12, "MB/s": 1e6}
 _TIMES: Final[_Units] = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_UNITS: Final = {"bf16": _FLOPS, "fp32": _FLOPS, "launch": _TIMES, "latency": _TIMES, "update": {"/s": 1.0}}
+_PER_BYTE: Final[_Units] = {"s/GB": 1e-9}
+_UNITS: Final = {
+    "bf16": _FLOPS,
+    "fp32": _FLOPS,
+    "launch": _TIMES,
+    "latency": _TIMES,
+    "update": {"/s": 1.0},
+    "moving": _PER_BYTE,
+    "showing": _PER_BYTE,
+}
 """Of fields that are no bytes a second."""
 _NUMBER: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*(\S*)")
 

@@ -102,7 +102,7 @@ def _prediction(found: Found, in_memory: float, training: Training) -> Predictio
         limit=forecast.limit,
         tokens_per_second=training.tokens / forecast.seconds,
         peak={tier: nbytes for tier, nbytes in peak.items() if nbytes or tier == "device"},
-        stalls=forecast.seconds - forecast.unspilled,
+        stalls=forecast.seconds - forecast.unspilled - forecast.handling,
         traffic={link: nbytes for link, nbytes in traffic.items() if nbytes},
         resources=forecast.resources,
     )

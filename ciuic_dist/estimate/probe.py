@@ -14,6 +14,7 @@ from ciuic_dist.comm import groups
 from ciuic_dist.comm.collectives import start_gather
 from ciuic_dist.comm.room import available
 from ciuic_dist.estimate.drive import measure_drive
+from ciuic_dist.estimate.showing import measure_showing
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.pages import LARGEST_ON_HOSTS
 
@@ -52,6 +53,8 @@ def probe(folder: Path | None = None, nvme: int = 0) -> Machine:
         "down": 0.0 if where.type == "cpu" else _copy_rate(where, torch.device("cpu")),
         "read": 0.0 if drive is None else drive.read,
         "write": 0.0 if drive is None else drive.write,
+        "moving": 0.0 if drive is None or where.type != "cpu" else drive.moving,
+        "showing": measure_showing(LARGEST_ON_HOSTS, _COPIED) if drive is not None and where.type == "cpu" else 0.0,
     }
     everyone = groups.gather_objects(mine)
     rates: dict[str, Any] = {name: mean(each[name] for each in everyone) for name in mine}

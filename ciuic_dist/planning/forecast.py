@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ciuic_dist.planning.footprint import Footprint, footprint, lowered
+from ciuic_dist.planning.footprint import Footprint, footprint, holders, lowered
 from ciuic_dist.planning.lanes import Lanes, lanes
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
@@ -47,6 +47,8 @@ class Forecast:
     """The same if no transfer between tiers took any time."""
     computing: float
     updating: float
+    handling: float
+    """Of the processor, for what moves between tiers, where that comes on top of computing."""
     sending: float
     """While collectives are under way."""
     device: int
@@ -99,13 +101,15 @@ def forecast_if_it_fits(profile: Profile, machine: Machine, training: Training, 
         return None
     played = lanes(profile, machine, training, choice)
     up, down = _moved(spilled, machine, choice)
-    resources = _resources(played, machine, spilled, up, down)
+    handling = _handling(machine, choice, spilled, up + down)
+    resources = _resources(played, machine, spilled, up, down, handling)
     below = spilled.total
     return Forecast(
-        seconds=max(played.seconds, *resources.values()),
+        seconds=max(played.seconds + handling, *resources.values()),
         unspilled=played.seconds,
         computing=played.computing,
         updating=played.updating,
+        handling=handling,
         sending=played.sending,
         device=min(needs.total, machine.memory) if spilled.total else needs.total,
         host=min(below, machine.node_host),
@@ -171,8 +175,16 @@ def _moved(spilled: Spilled, machine: Machine, choice: Choice) -> tuple[float, f
     return float(up), float(down)
 
 
-def _resources(played: Lanes, machine: Machine, spilled: Spilled, up: float, down: float) -> dict[str, float]:
-    found = {"computation": played.computing, "links between devices": played.sending}
+def _handling(machine: Machine, choice: Choice, spilled: Spilled, moved: float) -> float:
+    """Seconds of a rank's processor. All ranks of a host map what comes on any of them, whenever it is used."""
+    shown = 2 * choice.accumulation * spilled.parameters * holders(choice, machine)
+    return moved * machine.moving + shown * machine.showing
+
+
+def _resources(
+    played: Lanes, machine: Machine, spilled: Spilled, up: float, down: float, handling: float
+) -> dict[str, float]:
+    found = {"computation": played.computing + handling, "links between devices": played.sending}
     if not spilled.total:
         return found
     drives = max(0, spilled.total - machine.node_host) / spilled.total

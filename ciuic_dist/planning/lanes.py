@@ -72,10 +72,14 @@ def lanes(profile: Profile, machine: Machine, training: Training, choice: Choice
 
 
 def update_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> float:
-    """The optimizer reads and writes its state and the weights, and reads the gradients."""
+    """The optimizer reads and writes its state and the weights, and reads the gradients.
+
+    Clipping reads these before that for their norm, then reads and writes them.
+    """
     touched = 2 * training.state + 2 * training.weight + training.gradient
     own = profile.trained / (machine.world if choice.stage else 1)
-    return own / machine.update if machine.update else own * touched / machine.bandwidth
+    update = own / machine.update if machine.update else own * touched / machine.bandwidth
+    return update + training.clips * 3 * own * training.gradient / machine.bandwidth
 
 
 def pass_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> Iterator[float]:
@@ -89,7 +93,10 @@ def pass_seconds(profile: Profile, machine: Machine, training: Training, choice:
 def _works(
     profile: Profile, machine: Machine, training: Training, choice: Choice, number: int, last: bool | None = None
 ) -> Iterator[_Work]:
-    """The passes of a micro-batch. What is full since the update is gathered by the first one only."""
+    """The passes of a micro-batch. What is full since the update is gathered by the first one only.
+
+    A unit's gradients are copied to where they are reduced from, or added to what is there, as its backward ends.
+    """
     last = number == choice.accumulation - 1 if last is None else last
     sizes = [unit.parameters * training.weight for unit in profile.units]
     gradients = [unit.trained * (training.weight if machine.shared else training.gradient) for unit in profile.units]
@@ -104,10 +111,13 @@ def _works(
         anew = again or number == 0 or (choice.stage == 3 and p.unit == profile.root)
         gathers = choice.stage and p.unit not in full and anew and not turn
         full |= {p.unit} if stays else set()
-        reduces = p.backward and ends[p.unit] == index and (last or choice.stage >= 2)
+        ended = p.backward and ends[p.unit] == index
+        reduces = ended and (last or choice.stage >= 2)
+        adds = number > 0 and choice.stage < 2 and machine.world > 1
+        copied = (3 if adds else 2) * profile.units[p.unit].trained * training.weight if ended else 0
         yield _Work(
             f"{'backward' if p.backward else 'forward'} {profile.units[p.unit].name}",
-            seconds,
+            seconds + copied / machine.bandwidth,
             sizes[p.unit] if gathers else 0,
             _reduced(gradients[p.unit], machine, choice) if reduces else 0,
         )

@@ -45,6 +45,10 @@ class Machine:
     read: float = 0.0
     """Of the drives of a node together."""
     write: float = 0.0
+    moving: float = 0.0
+    """Processor seconds that a byte between tiers takes from computing: none where copies run beside it."""
+    showing: float = 0.0
+    """The same of a byte of parameters that is mapped to where the model looks for it, and hidden again."""
     shared: bool = False
     """Devices are cores of one host: what one has the others map, nothing is sent."""
 

@@ -27,8 +27,9 @@ def with_transfers(
 ) -> Forecast:
     """The forecast after its steady state was played with the pager's policy, MIN with look-ahead.
 
-    What computation and collectives take together, ``expected`` knows; activations that pass take their part of the
-    links' rates. The units of the trace lie on the device as a whole; where that finds no room, nothing hides.
+    What computation, collectives and the processor's part in transfers take together, ``expected`` knows;
+    activations that pass take their part of the links' rates. The units of the trace lie on the device as a whole;
+    where that finds no room, nothing hides.
     """
     spilled = expected.spilled
     if not spilled.total - spilled.activations:
@@ -36,7 +37,7 @@ def with_transfers(
     try:
         seconds, up, down = _played(profile, machine, training, choice, expected)
     except BudgetTooSmall:
-        return replace(expected, seconds=expected.unspilled + _moving(machine, expected))
+        return replace(expected, seconds=expected.unspilled + expected.handling + _moving(machine, expected))
     passing = choice.accumulation * spilled.activations
     return replace(
         expected,
@@ -90,11 +91,12 @@ def _moving(machine: Machine, expected: Forecast) -> float:
 def _trace(
     profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast, count: int
 ) -> Trace:
-    """A rank's part, with ``count`` micro-batches. What is stretched by waiting for collectives is so evenly."""
+    """A rank's part, with ``count`` micro-batches. Waiting for collectives and handling transfers stretch it evenly."""
     ranks = machine.world if choice.stage else 1
     units = tuple(UnitProfile(unit.name, -(-unit.parameters // ranks), unit.frozen // ranks) for unit in profile.units)
     seconds = list(pass_seconds(profile, machine, training, choice))
-    stretch = (expected.unspilled - expected.updating) / choice.accumulation / max(sum(seconds), 1e-12)
+    taken = expected.unspilled + expected.handling - expected.updating
+    stretch = taken / choice.accumulation / max(sum(seconds), 1e-12)
     passes = tuple(
         Pass(p.unit, p.backward, flops=time * stretch) for p, time in zip(profile.passes, seconds, strict=True)
     )

@@ -76,6 +76,17 @@ def test_each_is_measured_once_and_what_is_known_never(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
+    ("left", "right"),
+    [((6, 16), (2, 16, 8)), ((2, 8, 16), (16, 6)), ((16, 6), (6, 8))],
+    ids=["rows", "columns", "sums"],
+)
+def test_the_groups_of_a_product_are_all_there_is(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    ends = torch.zeros(2, dtype=torch.int32)
+    made = call(aten._grouped_mm.default, torch.zeros(left), torch.zeros(right), ends)
+    assert calls._made(made.args[2], made).tolist() == [3, 6]
+
+
+@pytest.mark.parametrize(
     "made",
     [
         call(aten.mm.default, torch.zeros(8, 8).t(), torch.zeros(8, 4)),

@@ -101,6 +101,8 @@ def machines(draw: st.DrawFn) -> Machine:
         nvme=nvme,
         read=draw(rate) if nvme else 0.0,
         write=draw(rate) if nvme else 0.0,
+        moving=draw(st.sampled_from([0.0, 1e-10, 1e-7])),
+        showing=draw(st.sampled_from([0.0, 1e-9])),
         shared=draw(st.booleans()),
     )
 

@@ -130,6 +130,25 @@ def test_gradients_move_as_often_as_they_are_reduced(devices: int, stage: int, t
     assert found.down == spilled.state + times * spilled.gradients + spilled.parameters
 
 
+@pytest.mark.parametrize(("devices", "stage", "holders"), [(1, 0, 1), (2, 0, 1), (2, 1, 2), (2, 3, 2)])
+def test_transfers_take_the_processor_from_computing(devices: int, stage: int, holders: int) -> None:
+    """A byte up or down once; one of parameters on every rank that sees them, in each forward and backward."""
+    plain = replace(machine(devices=devices, host=1 << 30), shared=True)
+    choice, training = kept(MODEL, stage, accumulation=2), Training(2 * devices, 8)
+    needs = footprint(MODEL, training, choice, plain, spills=True)
+    plain = replace(plain, memory=needs.total - needs.state - needs.gradients)
+    where = replace(plain, moving=1e-9, showing=1e-10)
+    without, found = (forecast(MODEL, each, training, choice) for each in (plain, where))
+    assert found.spilled.parameters > 0
+    assert found.handling == pytest.approx(
+        (found.up + found.down) * 1e-9 + 4 * found.spilled.parameters * holders * 1e-10
+    )
+    assert without.handling == 0
+    assert found.seconds == pytest.approx(without.seconds + found.handling)
+    assert found.resources["computation"] == pytest.approx(without.resources["computation"] + found.handling)
+    assert found.unspilled == without.unspilled
+
+
 def test_a_slow_link_to_the_host_bounds_the_step() -> None:
     found = forecast(MODEL, machine(TOTAL - 20 * MIB, host=1 << 30, link=1e3), TRAINING, kept(MODEL))
     assert found.limit == "link to the host"

@@ -23,8 +23,8 @@ MODEL = stack([1_000_000] * 3, 0)
 ROOTED = stack([1_000_000] * 3, 400_000)
 COMPUTING = 3 * 3 + 0.75
 TRAINING = Training(8, 8)
-SECOND = machine(devices=2, link=1e6)
-"""Two devices that gather a block in one second."""
+SECOND = replace(machine(devices=2, link=1e6), bandwidth=math.inf)
+"""Two devices that gather a block in one second, and copy in no time."""
 
 
 @given(jobs.jobs(), st.data())
@@ -129,11 +129,34 @@ def test_one_device_and_devices_that_share_memory_send_nothing() -> None:
 
 @pytest.mark.parametrize(("stage", "touched"), [(0, 2 + 1), (1, 1.5), (2, 1.5), (3, 1.5)])
 def test_devices_that_share_memory_add_up_what_others_left(stage: int, touched: float) -> None:
-    """At stage 0 each reads both mailboxes in full and writes its own; else half of that. They are as weights are."""
+    """At stage 0 each reads both mailboxes in full and writes its own; else half of that. They are as weights are.
+
+    Before that each copies its gradients into its mailbox.
+    """
+    touched += 2
     where = replace(SECOND, shared=True, bandwidth=1e7)
     played = lanes(ROOTED, where, TRAINING, kept(ROOTED, stage))
     assert played.computing - played.updating == pytest.approx(COMPUTING + (BLOCKS + ROOT) * touched / 1e7)
     assert played.seconds == pytest.approx(played.computing)
+
+
+@pytest.mark.parametrize(("stage", "times"), [(0, 2 + 3 + 3), (1, 2 + 3 + 3), (2, 3 * 2), (3, 3 * 2)])
+def test_gradients_are_copied_or_added_to_those_of_micro_batches_before(stage: int, times: int) -> None:
+    """To where they wait or are reduced from; those that are frozen aren't there."""
+    units = (replace(ROOTED.units[0], frozen=1_000_000), *ROOTED.units[1:])
+    where = replace(machine(devices=2, link=math.inf), bandwidth=1e7)
+    played = lanes(replace(ROOTED, units=units), where, TRAINING, kept(ROOTED, stage, accumulation=3))
+    expected = 3 * COMPUTING + times * (BLOCKS + ROOT - 2_000_000) / 1e7
+    assert played.computing - played.updating == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("update", "stage", "own"), [(0.0, 0, 3_400_000), (0.0, 2, 1_700_000), (1e6, 1, 1_700_000)])
+def test_clipping_reads_gradients_twice_and_writes_them_once(update: float, stage: int, own: int) -> None:
+    where = replace(SECOND, update=update, bandwidth=1e7)
+    clipped, not_clipped = (
+        update_seconds(ROOTED, where, replace(TRAINING, clips=clips), kept(ROOTED, stage)) for clips in (True, False)
+    )
+    assert clipped - not_clipped == pytest.approx(3 * own * 4 / 1e7)
 
 
 def test_recomputing_runs_the_forward_again_and_offloading_does_not() -> None:
@@ -145,18 +168,18 @@ def test_recomputing_runs_the_forward_again_and_offloading_does_not() -> None:
 
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 4), (3, 4)])
 def test_the_update_is_bound_by_memory(stage: int, ranks: int) -> None:
-    found = update_seconds(MODEL, machine(devices=4), Training(4, 8), kept(MODEL, stage))
+    found = update_seconds(MODEL, machine(devices=4), Training(4, 8, clips=False), kept(MODEL, stage))
     assert found == pytest.approx(3e6 / ranks * (2 * 10 + 2 * 2 + 4) / 1e9)
 
 
 def test_what_is_frozen_is_gathered_but_neither_reduced_nor_updated() -> None:
     block, *others = ROOTED.units
     profile = replace(ROOTED, units=(replace(block, frozen=block.parameters), *others))
-    played = lanes(profile, machine(devices=2), TRAINING, kept(profile, stage=2))
+    played = lanes(profile, machine(devices=2), replace(TRAINING, clips=False), kept(profile, stage=2))
     assert played.sent == pytest.approx((BLOCKS + ROOT + 2 * (BLOCKS * 2 / 3 + ROOT)) / 2)
     assert played.updating == pytest.approx((2_000_000 + 400_000) / 2 * (2 * 10 + 2 * 2 + 4) / 1e9)
 
 
 def test_the_update_takes_as_long_as_was_measured() -> None:
     where = replace(machine(devices=4), update=5e5)
-    assert update_seconds(MODEL, where, Training(4, 8), kept(MODEL, 1)) == pytest.approx(3e6 / 4 / 5e5)
+    assert update_seconds(MODEL, where, Training(4, 8, clips=False), kept(MODEL, 1)) == pytest.approx(3e6 / 4 / 5e5)
