@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,19 +32,21 @@ class Cache:
         """As it was probed."""
         self.operators: dict[str, float]
         """Seconds by call."""
-        self.machine, self.operators = on_rank_zero(self._read)
+        self.drive: int | None
+        """Where the machine's drive was measured, as `os.stat` numbers devices."""
+        self.machine, self.operators, self.drive = on_rank_zero(self._read)
 
-    def _read(self) -> tuple[Machine | None, dict[str, float]]:
+    def _read(self) -> tuple[Machine | None, dict[str, float], int | None]:
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
-            return Machine(**content["machine"]), dict(content["operators"])
+            return Machine(**content["machine"]), dict(content["operators"]), content["drive"]
         except (OSError, ValueError, TypeError, KeyError):
-            return None, {}  # none yet, or of another version
+            return None, {}, None  # none yet, or of another version
 
-    def keep(self, machine: Machine, operators: dict[str, float]) -> None:
+    def keep(self, machine: Machine, operators: dict[str, float], drive: int | None = None) -> None:
         """Write both; rank 0 does. A folder that can't be written to is no error: it is measured again next time."""
-        self.machine, self.operators = machine, operators
-        content = {"machine": asdict(machine), "operators": operators}
+        self.machine, self.operators, self.drive = machine, operators, drive
+        content = {"machine": asdict(machine), "operators": operators, "drive": drive}
         if groups.rank() == 0:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ def _identity() -> str:
         os.cpu_count(),
         torch.__version__,
         torch.get_num_threads(),
-        groups.world_size(),
+        sorted(Counter(groups.gather_objects(groups.host_identity())).values()),
         str(groups.device().type),
     )
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

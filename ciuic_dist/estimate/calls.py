@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ciuic_dist.comm import groups
+from ciuic_dist.comm.together import together
 from ciuic_dist.estimate.forms import Form
 
 _RUNS: Final = (3, 9)
@@ -21,6 +22,10 @@ _ENOUGH: Final = 0.03
 """Seconds after which the least will do."""
 _CPU: Final = torch.device("cpu")
 _PLAIN: Final = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+class Untraceable(ValueError):
+    """A model that nothing can be predicted of: its code needs values, or its operators meaningful ones."""
 
 
 Seen = Mapping[str, tuple[float, int]]
@@ -52,7 +57,7 @@ class Call:
 
 def _described(value: Any) -> Any:
     """Raises TypeError."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.layout is torch.strided:
         return replace(Form.of(value), device=_CPU, requires_grad=False)
     if isinstance(value, list | tuple):
         return tuple(_described(entry) for entry in value)
@@ -72,10 +77,11 @@ class Clock:
     def measure(self, calls: Iterable[Call]) -> None:
         """Time all that aren't known, on every rank at once: so the machine is as busy as in training.
 
-        Collective; the ranks' mean counts.
+        Collective; the ranks' mean counts. Raises Untraceable where an operator doesn't run by itself.
         """
         groups.meet()
-        taken = {str(call): _timed(call) for call in dict.fromkeys(calls) if str(call) not in self.known}
+        with together():
+            taken = {str(call): _timed(call) for call in dict.fromkeys(calls) if str(call) not in self.known}
         everyone = groups.gather_objects(taken)
         self.known |= {text: mean(each.get(text, own) for each in everyone) for text, own in taken.items()}
 
@@ -106,7 +112,10 @@ def _kind(text: str) -> str:
 def _timed(call: Call) -> float:
     args = [_made(value, call) for value in call.args]
     kwargs = {name: _made(value, call) for name, value in call.kwargs}
-    call.func(*args, **kwargs)
+    try:
+        call.func(*args, **kwargs)
+    except (RuntimeError, IndexError) as error:  # arguments without meaning
+        raise Untraceable(f"{call.func} doesn't run by itself: {error}") from error
     return _repeated(lambda: call.func(*args, **kwargs))
 
 

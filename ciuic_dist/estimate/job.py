@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ciuic_dist.config import Config, ConfigError, MemoryConfig
+from ciuic_dist.estimate.cache import Cache
 from ciuic_dist.estimate.calls import Clock, Seen
 from ciuic_dist.estimate.here import Here
 from ciuic_dist.estimate.planner import make_plan
@@ -29,17 +30,26 @@ class Planned:
     profile: Profile
 
 
-def plan_here(config: Config, model: nn.Module, *, seen: Seen | None = None, current: Choice | None = None) -> Planned:
+def plan_here(config: Config, model: nn.Module) -> Planned:
     """The best way to run ``config`` on the ranks there are. Collective: they measure what isn't known of them.
 
-    ``model``: that of ``config``, on meta. ``seen`` and ``current`` are for `Clock` and `make_plan`. Raises ConfigError
-    where the settings can't be, BudgetError where nothing fits.
+    ``model``: that of ``config``, on meta. Raises ConfigError where the settings can't be, BudgetError where nothing
+    fits, Untraceable.
     """
     check_length(config)
-    here = Here(_memory(config.memory), seen)
-    made = plan_on(here.machine, config, model, here.clock, current)
+    here = Here(_memory(config.memory))
+    made = plan_on(here.machine, config, model, here.clock)
     here.remember()
     return made
+
+
+def plan_again(config: Config, model: nn.Module, current: Plan, seen: Seen) -> Plan:
+    """The best plan now that it was ``seen`` how long operators take; the ``current`` one where none is much better.
+
+    On the machine as it was then: what is taken of it by now, the run itself has. Collective. Raises as `plan_here`.
+    """
+    clock = Clock(Cache().operators, seen)
+    return plan_on(current.machine, config, model, clock, current.choice).plan
 
 
 def plan_on(
@@ -112,6 +122,9 @@ def _limits(config: Config, model: nn.Module, machine: Machine) -> Limits:
         if train.activation_checkpointing:
             raise ConfigError(f"memory.activations={way} and train.activation_checkpointing=true exclude each other")
     able = getattr(model, "supports_gradient_checkpointing", False)
+    if train.activation_checkpointing and not able:
+        name = type(model).__name__
+        raise ConfigError(f"{name} cannot recompute its activations: set train.activation_checkpointing=false")
     return Limits(
         stage=config.engine.stage,
         micro_batch=train.micro_batch,

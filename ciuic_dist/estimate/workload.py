@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ciuic_dist.estimate.calls import Clock
+from ciuic_dist.comm.together import together
+from ciuic_dist.estimate.calls import Clock, Untraceable
 from ciuic_dist.estimate.phantom import phantom
 from ciuic_dist.estimate.tracer import Calls, trace
 from ciuic_dist.planning.profile import Profile, extrapolate
@@ -51,6 +53,8 @@ def profiles(
     ``model`` may be on meta. Its loss is its output's ``loss``, else its output's mean. ``most``: samples that it will
     get at a time at most; from these and half of these all others are extrapolated.
     ``clock``: times every operator that the model calls on this machine; without one, passes have no ``seconds``.
+
+    Raises Untraceable where the model's code raises; with a ``clock``, which makes it collective, on all ranks.
     """
     counts = (max(most // 2, 1), max(most, 2))
     few, many = (_traced(model, batch, count, precision, units, fused_attention, clock) for count in counts)
@@ -66,7 +70,17 @@ def _traced(
     fused_attention: bool,
     clock: Clock | None,
 ) -> Profile:
-    dtype = PRECISIONS[precision]
+    with nullcontext() if clock is None else together():
+        try:
+            profile, calls = _run(model, batch, count, PRECISIONS[precision], units, fused_attention)
+        except Exception as error:
+            raise Untraceable(f"{type(error).__name__}: {error}") from error
+    return profile if clock is None else _timed(profile, calls, clock)
+
+
+def _run(
+    model: nn.Module, batch: Batch, count: int, dtype: torch.dtype | None, units: UnitRule, fused_attention: bool
+) -> tuple[Profile, tuple[Calls, ...]]:
     exact = exact_parameters(model)
     specs = {spec.name: spec.module for spec in find_units(model, units) if spec.name}
     buffers = {name: _valued(buffer) for name, buffer in model.named_buffers()}
@@ -75,8 +89,8 @@ def _traced(
         held = {f"model.{name}": _absent(p, None if p in exact else dtype) for name, p in model.named_parameters()}
         held |= {f"model.{name}": _absent(buffer, None) for name, buffer in buffers.items()}
         args, kwargs = tree_map(lambda value: _repeated(value, count, dtype), given(batch))
-        profile, calls = functional_call(step, held, args, kwargs)
-    return profile if clock is None else _timed(profile, calls, clock)
+        found: tuple[Profile, tuple[Calls, ...]] = functional_call(step, held, args, kwargs)
+    return found
 
 
 def _timed(profile: Profile, calls: Sequence[Calls], clock: Clock) -> Profile:

@@ -44,7 +44,7 @@ class RunFolder:
         except BlockingIOError:
             message = f"{self.path} is in use by another process: wait for it, or give another run.name"
             raise ConfigError(message) from None
-        step = max(self._steps(), default=0)
+        step = self.newest()
         changes = self._changes() if step else []
         for entry in self._checkpoints.iterdir():
             if not _COMPLETE.fullmatch(entry.name):
@@ -64,8 +64,15 @@ class RunFolder:
         """Where the checkpoint after ``step`` steps belongs."""
         return self._checkpoints / f"step-{step:06d}"
 
-    def write_plan(self, text: str) -> None:
-        """Keep the plan that is followed; a reader sees the old one or the new one."""
+    def newest(self) -> int:
+        """The step of the newest complete checkpoint, 0 without one."""
+        return max(self._steps(), default=0)
+
+    def keep_plan(self, text: str | None) -> None:
+        """Write the plan that is followed, or none; a reader sees the old one or the new one."""
+        if text is None:
+            self.plan.unlink(missing_ok=True)
+            return
         draft = self.plan.with_name(f"{self.plan.name}.partial")
         draft.write_text(text, encoding="utf-8")
         draft.replace(self.plan)

@@ -13,10 +13,13 @@ from torch import nn
 from ciuic_dist.comm.groups import rank, world_size
 from ciuic_dist.comm.together import on_rank_zero
 from ciuic_dist.config import AUTO, Config, ConfigError
-from ciuic_dist.estimate.calls import Seen
+from ciuic_dist.estimate.calls import Untraceable
 from ciuic_dist.estimate.job import plan_here
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.planning.plan import Plan
+
+_DECISIVE = ("memory.", "engine.stage", "train.micro_batch", "train.activation_checkpointing", "train.compile")
+"""How keys begin that a plan is made under, beside those it can be compared with."""
 
 
 def named_plan(config: Config) -> Plan | None:
@@ -42,7 +45,7 @@ def named_plan(config: Config) -> Plan | None:
 
 
 def kept_plan(path: Path, config: Config, changes: Sequence[str]) -> Plan | None:
-    """The plan that this run had before; None without one, or where it is for another job, ranks or budgets.
+    """The plan that this run had before; None without one, or where a plan depends on what isn't the same any more.
 
     ``changes``: the settings that aren't what they were, each with its key in front.
     """
@@ -53,9 +56,9 @@ def kept_plan(path: Path, config: Config, changes: Sequence[str]) -> Plan | None
         except (OSError, KeyError, TypeError, ValueError):
             return None
 
-    rebudgeted = any(change.startswith("memory.") for change in changes)
-    plan = on_rank_zero(read) if plans_itself(config) and not rebudgeted else None
-    return None if plan is None or any(_differences(plan, config)) else plan
+    plan = on_rank_zero(read)
+    told = any(change.startswith(_DECISIVE) for change in changes)
+    return None if plan is None or told or any(_differences(plan, config)) else plan
 
 
 def plans_itself(config: Config) -> bool:
@@ -63,22 +66,19 @@ def plans_itself(config: Config) -> bool:
     return config.run.plan == AUTO and config.engine.name == "paged"
 
 
-def own_plan(config: Config, model: nn.Module, current: Plan | None = None, seen: Seen | None = None) -> Plan | None:
+def own_plan(config: Config, model: nn.Module) -> Plan | None:
     """The best plan for these ranks; None for a model that can't be traced, which rank 0 says. Collective.
 
-    ``seen``: how long operators took in the run so far, with its ``current`` plan. Raises ConfigError, and BudgetError
-    where nothing fits.
+    Raises ConfigError, and BudgetError where nothing fits.
     """
     try:
-        return plan_here(config, model, seen=seen, current=current.choice if current else None).plan
+        return plan_here(config, model).plan
     except BudgetError as error:
         raise BudgetError(f"{error}. run.plan=null tries it all the same") from error
-    except ConfigError:
-        raise
-    except Exception as error:  # noqa: BLE001 (a model's own code may raise anything without values)
+    except Untraceable as error:
         if rank() == 0:
-            words = (str(error).splitlines() or [""])[0]
-            sys.stderr.write(f"going on without a plan, which can't be made: {type(error).__name__}: {words}\n")
+            words = str(error).partition("\n")[0]
+            sys.stderr.write(f"going on without a plan, which can't be made: {words}\n")
         return None
 
 

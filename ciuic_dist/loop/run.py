@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import sys
@@ -21,13 +22,15 @@ from ciuic_dist.config import Config, to_mapping
 from ciuic_dist.data.sources import describe
 from ciuic_dist.engines.build import build as build_engine
 from ciuic_dist.estimate.calls import Seen
+from ciuic_dist.estimate.job import plan_again
 from ciuic_dist.loop.folder import RunFolder
 from ciuic_dist.loop.peers import PeerWatch
 from ciuic_dist.loop.planned import follow, kept_plan, named_plan, own_plan, plans_itself
 from ciuic_dist.loop.schedule import micro_batch_of
 from ciuic_dist.loop.signals import StopRequest
 from ciuic_dist.loop.trainer import Trainer
-from ciuic_dist.loop.watch import Watch, comparison
+from ciuic_dist.loop.watch import JUDGED, Watch, comparison
+from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.models.build import build as build_model
 from ciuic_dist.monitor.plots import plot_losses
 from ciuic_dist.planning.plan import Plan
@@ -72,7 +75,7 @@ class _Run:
     def run(self, plan: Plan | None) -> int:
         """Follow ``plan``, the one the run had or a new one; returns the exit code."""
         folder, steps = self._folder, self._config.train.steps
-        model = self._model()  # before the folder is touched: its settings may be wrong
+        self._model()  # before the folder is touched: its settings may be wrong
         first, changes = on_rank_zero(folder.claim)
         if changes:
             _say(f"settings that are not what they were in {folder.path}: {', '.join(changes)}")
@@ -81,13 +84,11 @@ class _Run:
                 f"{folder.path} is finished: {first} steps. More train.steps continue it, another run.name starts anew"
             )
             return FINISHED
-        kept = kept_plan(folder.plan, self._config, changes) if first else None
-        own = plans_itself(self._config) and kept is None
-        plan = own_plan(self._config, model) if own else plan or kept
-        _say(_header(follow(self._config, plan), self._corpus, model))
-        done, better = self._train(plan, model, first, may_change=own)
-        if better is not None:
-            done, _ = self._train(better, self._model(), done, may_change=False)
+        itself = plans_itself(self._config)
+        if itself:
+            plan = kept_plan(folder.plan, self._config, changes) if first else None
+            plan = plan or own_plan(self._config, self._model())
+        done = self._train(plan, first, may_change=itself and first < JUDGED)
         if groups.rank() == 0:
             plot_losses(folder.metrics, folder.path / "loss.png")
         if done < steps:
@@ -96,11 +97,25 @@ class _Run:
         _say(f"finished: {folder.path}")
         return FINISHED
 
-    def _train(self, plan: Plan | None, model: nn.Module, first: int, *, may_change: bool) -> tuple[int, Plan | None]:
-        """From step ``first`` on; the steps done, and a plan that is worth a change."""
-        config, folder = follow(self._config, plan), self._folder
+    def _train(self, plan: Plan | None, first: int, *, may_change: bool) -> int:
+        """From step ``first`` on; the steps done. A better plan goes on from a checkpoint, the old one if it fails."""
+        done, better = self._follow(plan, first, may_change=may_change)
+        if better is None:
+            return done
+        gc.collect()  # the engine before has references in circles
+        try:
+            return self._follow(better, done, may_change=False)[0]
+        except BudgetError as error:
+            _say(f"going back to the plan before: {error}")
+        gc.collect()
+        return self._follow(plan, on_rank_zero(self._folder.newest), may_change=False)[0]
+
+    def _follow(self, plan: Plan | None, first: int, *, may_change: bool) -> tuple[int, Plan | None]:
+        """With one engine; the steps done, and a plan that is worth a change."""
+        config, folder, model = follow(self._config, plan), self._folder, self._model()
         watch = self._watch(plan, may_change=may_change)
         self._keep(plan)
+        _say(_header(config, self._corpus, model))
         engine = build_engine(
             config.engine, model, optimizer=config.optimizer, train=config.train, memory=config.memory, plan=plan
         )
@@ -111,28 +126,30 @@ class _Run:
             done = Trainer(config, engine, self._corpus, folder, first, watch).run(self._stop)
         finally:
             engine.close()
-        if watch is not None:
-            self._keep(watch.plan)
-            if groups.rank() == 0:
-                _say(comparison(watch, folder.metrics, first))
-        return done, None if watch is None else watch.better
+        if watch is None:
+            return done, None
+        self._keep(watch.plan)
+        if groups.rank() == 0:
+            _say(comparison(watch, folder.metrics, first))
+        return done, watch.better
 
     def _watch(self, plan: Plan | None, *, may_change: bool) -> Watch | None:
         if plan is None:
             return None
         looks = groups.device().type == "cpu" and not self._config.train.compile
 
-        def replan(seen: Seen) -> Plan | None:
-            return own_plan(self._config, self._model(), plan, seen)
+        def replan(current: Plan, seen: Seen) -> Plan:
+            return plan_again(self._config, self._model(), current, seen)
 
-        return Watch(plan, replan if may_change else None, looks=looks, counts=not plan.spills)
+        counts = not plan.spills and self._config.memory.device is None
+        return Watch(plan, replan if may_change else None, looks=looks, counts=counts)
 
     def _model(self) -> nn.Module:
         return build_model(self._config.model, vocab_size=self._corpus.vocab_size, seed=self._config.train.seed)
 
     def _keep(self, plan: Plan | None) -> None:
-        if plan is not None and groups.rank() == 0:
-            self._folder.write_plan(plan.to_json())
+        if groups.rank() == 0:
+            self._folder.keep_plan(None if plan is None else plan.to_json())
 
 
 def _header(config: Config, corpus: data.Corpus, model: nn.Module) -> str:

@@ -56,7 +56,7 @@ class Trainer:
                 last = done == self._train.steps
                 metrics, stopping = self._step(done, stop, validate=last or done % self._train.validate_every == 0)
                 record.add(metrics)
-                stopping |= self._judged(metrics)
+                stopping = stopping or (not last and self._judged(metrics))
                 if last or stopping or done % self._train.checkpoint_every == 0:
                     self._save(done)
                 if stopping:
@@ -103,6 +103,7 @@ class Trainer:
         words = self._watch.judge(metrics.seconds)
         if words and rank() == 0:
             sys.stdout.write(f"{words}\n")
+            sys.stdout.flush()
         return self._watch.better is not None
 
     def _moved(self) -> Spilling | None:

@@ -22,12 +22,12 @@ _COUNTED: Final = 2
 """The step whose activations are counted."""
 _OBSERVED: Final = 3
 """The step whose operators are timed."""
-_JUDGED: Final = 8
+JUDGED: Final = 8
 """The step after which the plan is judged."""
 _OFF: Final = 0.05
 """By which part of the prediction it may be wrong."""
 
-Replan = Callable[[Seen], Plan | None]
+Replan = Callable[[Plan, Seen], Plan]
 """The best plan, now that it is known how long operators take; the one there is, unless another is worth a change."""
 
 
@@ -48,7 +48,8 @@ class Watch:
         self._counts = looks and counts
         self._steps = 0
         self._seconds: list[float] = []
-        self._observer = Observer()
+        self._live: LiveBytes | None = None
+        self._observer: Observer | None = None
 
     def looking(self) -> AbstractContextManager[object]:
         """To be entered for the first micro-batch of each step: gradients that wait later are counted elsewhere."""
@@ -56,26 +57,29 @@ class Watch:
         if self._counts and self._steps == _COUNTED:
             self._live = LiveBytes()
             return self._live
-        return self._observer if self._replan and self._steps == _OBSERVED else nullcontext()
+        if self._replan and self._steps == _OBSERVED:
+            self._observer = Observer()
+            return self._observer
+        return nullcontext()
 
     def judge(self, seconds: float) -> str | None:
         """A step took so long; what there is to say of it."""
-        if self._counts and self._steps == _COUNTED:
-            self.activations = self._live.peak
+        if self._live is not None:
+            self.activations, self._live = self._live.peak, None
         if self._steps > SETTLING:
             self._seconds.append(seconds)
-        return self._judged() if self._replan and self._steps == _JUDGED else None
+        if self._replan is None or self._observer is None or self._steps != JUDGED:
+            return None
+        observer, self._observer = self._observer, None
+        return self._judged(self._replan, observer)
 
-    def _judged(self) -> str | None:
-        assert self._replan is not None
+    def _judged(self, replan: Replan, observer: Observer) -> str | None:
         measured = mean(gather_objects(median(self._seconds)))
         predicted = self.plan.predicted.seconds
         if abs(measured / predicted - 1) <= _OFF:
             return None
         words = f"a step takes {measured:.3f} s where {predicted:.3f} s were predicted"
-        plan = self._replan(self._observer.seen())
-        if plan is None:
-            return f"{words}; there is no other plan"
+        plan = replan(self.plan, observer.seen())
         words += f"; with operators as they took here {plan.predicted.seconds:.3f} s are"
         if plan.way == self.plan.way:
             self.plan = plan

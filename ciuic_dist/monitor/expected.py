@@ -58,7 +58,7 @@ def compared(expected: Expected, steps: Iterable[Mapping[str, Any]], activations
         for name, predicted, end in (("moved up", expected.up, f"->{_DEVICE}"), ("moved down", expected.down, "")):
             measured = median(_moved(moved["bytes"], end) for moved in spilling)
             rows.append(Row(name, predicted, measured, False))
-    return rows
+    return [row for row in rows if row.predicted or row.measured]
 
 
 def _peaks(expected: Expected, records: list[Mapping[str, Any]], beside: int | None) -> Iterator[Row]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
 
 from ciuic_dist.config import Config
+from ciuic_dist.engines.base import Engine
+from ciuic_dist.engines.build import build as build_engine
 from ciuic_dist.estimate.calls import Seen
 from ciuic_dist.loop import run
+from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.plan.__main__ import main
 from ciuic_dist.planning.plan import Plan
 from ciuic_dist.train import main as train_main
@@ -142,27 +148,78 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(
     assert "run.plan=null tries it all the same" in ended.err[0]
 
 
-def test_a_better_plan_goes_on_from_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str) -> tuple[Plan, Plan]:
+    """What this process alone plans, and what it plans again when it has seen operators: far from what it takes."""
     monkeypatch.chdir(tmp_path)
     planned = Plan.from_json(made)
     here = replace(planned, machine=replace(planned.machine, devices=1), stage=0, micro_batch=4, accumulation=1)
     better = replace(here, micro_batch=2, accumulation=2)
-    asked: list[Plan | None] = []
 
-    def plan(config: Config, model: nn.Module, current: Plan | None = None, seen: Seen | None = None) -> Plan:
-        asked.append(current)
-        assert (seen is None) == (current is None)
-        assert seen is None or any(text.startswith("aten.addmm") for text in seen), "operators were watched"
-        return here if current is None else better
+    def again(config: Config, model: nn.Module, current: Plan, seen: Seen) -> Plan:
+        assert current == here
+        assert any(text.startswith("aten.addmm") for text in seen), "operators were watched"
+        return better
 
-    monkeypatch.setattr(run, "own_plan", plan)
+    monkeypatch.setattr(run, "own_plan", lambda *_: here)
+    monkeypatch.setattr(run, "plan_again", again)
+    return here, better
+
+
+def test_a_better_plan_goes_on_from_a_checkpoint(
+    tmp_path: Path, plans: tuple[Plan, Plan], capfd: pytest.CaptureFixture[str]
+) -> None:
     assert train_main([*JOB, "run.plan=auto", "run.name=own", "train.steps=12"]) == 0
-    assert asked == [None, here]
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert "s are for another plan: going on with that from a checkpoint" in said
     assert "resuming runs/own after step 8" in said
-    assert plan_of(tmp_path / "runs/own") == better
+    assert plan_of(tmp_path / "runs/own") == plans[1]
     assert train_main([*JOB, "run.name=plain", "train.steps=12"]) == 0
     assert losses(tmp_path / "runs/own") == pytest.approx(losses(tmp_path / "runs/plain"), abs=1e-5)
+
+
+def test_a_run_that_ends_when_it_would_be_judged_just_ends(tmp_path: Path, plans: tuple[Plan, Plan]) -> None:
+    assert train_main([*JOB, "run.plan=auto", "run.name=own", "train.steps=8"]) == 0
+    assert plan_of(tmp_path / "runs/own") == plans[0]
+    assert len(losses(tmp_path / "runs/own")) == 8
+
+
+def test_a_better_plan_that_fails_gives_way_to_the_one_before(
+    tmp_path: Path,
+    plans: tuple[Plan, Plan],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    built = []
+
+    def build(*args: Any, plan: Plan, **kwargs: Any) -> Engine:
+        built.append(plan)
+        if plan == plans[1]:
+            raise BudgetError("there is less room than that")
+        gc.collect()
+        assert all(engine() is None for engine in engines), "nothing is left of the engine before"
+        engine = build_engine(*args, plan=plan, **kwargs)
+        engines.append(weakref.ref(engine.model))
+        return engine
+
+    engines: list[weakref.ref[nn.Module]] = []
+    monkeypatch.setattr(run, "build_engine", build)
+    assert train_main([*JOB, "run.plan=auto", "run.name=own", "train.steps=12"]) == 0
+    assert built == [plans[0], plans[1], plans[0]]
+    assert "going back to the plan before: there is less room than that" in capfd.readouterr().out
+    assert plan_of(tmp_path / "runs/own") == plans[0]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert train_main([*JOB, "run.name=plain", "train.steps=12"]) == 0
+    assert losses(tmp_path / "runs/own") == losses(tmp_path / "runs/plain"), "and watching changed nothing"
+
+
+def test_checkpointing_that_a_model_is_not_able_to_do_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiny = "model.overrides={n_embd: 32, dff: 64, n_layer: 1, n_head: 2, n_positions: 64}"
+    job = ("+model=hf", "model.model_type=ctrl", tiny, "data.sequence_length=16", "train.activation_checkpointing=true")
+    ended = Job(tmp_path, *job, f"data.path={__file__}").wait()
+    assert ended.codes == [2], ended
+    assert "cannot recompute its activations: set train.activation_checkpointing=false" in ended.err[0]
