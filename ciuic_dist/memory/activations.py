@@ -39,6 +39,7 @@ class ActivationStore:
         tiers: Sequence[Tier],
         transfers: Transfers,
         *,
+        page_bytes: int,
         least_bytes: int,
         bytes_under_way: int,
         device: torch.device,
@@ -46,12 +47,12 @@ class ActivationStore:
     ) -> None:
         """Store ``device``'s storages of ``least_bytes`` and more, unless ``keep`` says that a saved tensor's stays.
 
-        ``tiers`` have pages of one size; the first that has room is used. ``keep`` is for parameters, their full
+        ``tiers`` have pages of ``page_bytes``; the first that has room is used. ``keep`` is for parameters, their full
         forms and their views. At most ``bytes_under_way`` wait to be written, or one storage where that is larger;
         forward waits for the oldest.
         """
         self._tiers = tiers
-        self._page_bytes = tiers[0].page_bytes
+        self._page_bytes = page_bytes
         self._transfers = transfers
         self._least_bytes = least_bytes
         self._bytes_under_way = bytes_under_way

@@ -12,15 +12,19 @@ _KERNELS = {"capturable", "foreach", "fused"}  # the same numbers, on the device
 _VISIBLE_LR = 0.1
 
 
-def check_elementwise(cls: type[Optimizer], options: dict[str, Any]) -> None:
-    """Try ``cls`` on a small matrix whole and in two halves; raise ValueError unless the updates are equal."""
+def check_elementwise(cls: type[Optimizer], options: dict[str, Any]) -> dict[str, torch.dtype]:
+    """Try ``cls`` on a small matrix whole and in two halves; raise ValueError unless the updates are equal.
+
+    Returns the keys of its state that has one value an element, and their dtypes, for parameters in fp32.
+    """
     trial = {key: value for key, value in options.items() if key not in _KERNELS}
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(6, 4, generator=generator)
     gradients = [torch.randn(6, 4, generator=generator) for _ in range(2)]
     try:
-        whole = _updates(cls, trial, [values], [[g] for g in gradients])[0]
-        halves = _updates(cls, trial, list(values.flatten().chunk(2)), [list(g.flatten().chunk(2)) for g in gradients])
+        (whole,), state = _updates(cls, trial, [values], [[g] for g in gradients])
+        pieces = [list(g.flatten().chunk(2)) for g in gradients]
+        halves, _ = _updates(cls, trial, list(values.flatten().chunk(2)), pieces)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, TypeError) and "unexpected keyword" in str(error):
             raise
@@ -30,11 +34,14 @@ def check_elementwise(cls: type[Optimizer], options: dict[str, Any]) -> None:
             f"{cls.__name__} looks at a parameter as a whole, so it can't work on the pieces a rank owns; "
             f"use an elementwise optimizer such as AdamW, Adam, SGD, RMSprop, Adagrad or NAdam"
         )
+    elementwise = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.dim()}
+    return {key: value.dtype for key, value in elementwise.items() if value.numel() == values.numel()}
 
 
 def _updates(
     cls: type[Optimizer], options: dict[str, Any], values: list[Tensor], gradients: list[list[Tensor]]
-) -> list[Tensor]:
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """What the steps add to each of ``values``, and the state of the first in the end."""
     parameters = [nn.Parameter(value.clone()) for value in values]
     optimizer = cls(parameters, **options)
     for group in optimizer.param_groups:
@@ -47,4 +54,5 @@ def _updates(
         optimizer.step()
     if settings != [{**group, "params": None} for group in optimizer.param_groups]:
         raise ValueError("it changes its groups' settings in a step, and is stepped more than once a step here")
-    return [parameter.detach() - value for parameter, value in zip(parameters, values, strict=True)]
+    updates = [parameter.detach() - value for parameter, value in zip(parameters, values, strict=True)]
+    return updates, dict(optimizer.state.get(parameters[0], {}))

@@ -46,11 +46,12 @@ class PagedOptimizer(Optimizer):
         which is not exact; None in the dtypes that ``cls`` gives it.
 
         Raises ValueError for parameters that are no sharded model's, or frozen when they were sharded, for an
-        optimizer that looks at more than one element at a time, and for a ``state_dtype`` that there isn't.
+        optimizer that looks at more than one element at a time, and for a ``state_dtype`` that there isn't;
+        BudgetError where the device has no room for its state and there is nothing below.
         """
         if state_dtype not in STATE_DTYPES:
             raise ValueError(f"state_dtype must be None or '8bit', got {state_dtype!r}")
-        check_elementwise(cls, options)
+        self._elementwise = check_elementwise(cls, options)
         groups = normalised(params)
         self._quantized = state_dtype == "8bit"
         self._flat_states: dict[int, FlatState] = {}
@@ -139,11 +140,13 @@ class PagedOptimizer(Optimizer):
         for number, group in enumerate(self.inner.param_groups):
             for piece in group["params"]:
                 self._part_of(piece).groups[number].append(piece)
-        for sharded in self._sharded:
-            sharded.optimizers.add(self)
+        for state in self._flat_states.values():
+            state.foresee(self._elementwise)
         for flat in self._flats_in_order():
             whole = all(id(parameter) in self._members for parameter in flat.parameters)
             flat.consume = _early(WeakMethod(self._consume), flat) if self._in_backward and whole else None
+        for sharded in self._sharded:
+            sharded.serve(self)
         self._put_state_away()
 
     def _put_state_away(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +75,12 @@ class FlatState:
         if key not in self.columns:
             self.columns[key] = self._make_column(key, dtype)
         return self.columns[key]
+
+    def foresee(self, keys: Mapping[str, torch.dtype]) -> None:
+        """State that will be in pages has its columns, though no content; ``keys`` are those of fp32 parameters."""
+        if self.flat.paging is not None:
+            for key, dtype in keys.items():
+                self.column(key, self.flat.master_dtype if dtype == torch.float32 else dtype)
 
     def forget(self) -> None:
         """Nothing that is kept is of use any more."""

@@ -89,6 +89,20 @@ def plan_activations(
     return ActivationPlan(ways, kept, crowded, 2 * coming if ahead else remade, ahead)
 
 
+def plan_recomputation(units: Sequence[Saves], room: int, forced: Way | None = None) -> ActivationPlan:
+    """The same with nothing below: what isn't kept is made again.
+
+    ``room`` is beside what a step takes that recomputes all it can; what can't be made again saves nothing more.
+    """
+    left, ways = 0 if forced is Way.RECOMPUTE else room, []
+    for unit in reversed(units):
+        keeps = unit.nbytes <= left
+        left -= unit.nbytes * keeps
+        ways.append(Way.KEEP if keeps else Way.RECOMPUTE)
+    kept = sum(unit.nbytes for unit, way in zip(reversed(units), ways, strict=True) if way is Way.KEEP)
+    return ActivationPlan(tuple(reversed(ways)), kept, 0, 0, ahead=False)
+
+
 def _ways(
     units: Sequence[Saves], for_kept: int, for_passing: int, bandwidth: float, forced: Way | None
 ) -> Iterator[Way]:

@@ -1,5 +1,8 @@
 """What units save in forward, under a budget: in the first step all of it goes down, then each unit has its way.
 
+With nothing below, all that can be made again is, in the first step. Whether it can is known when a forward has run;
+it then runs once more, from the same random state, as one that is run again in the backward.
+
 A unit's module gets another ``forward`` around its own: hooks of modules would not all run where it raises.
 """
 
@@ -16,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
-from ciuic_dist.planning.activations import ActivationPlan, Saves, Way, plan_activations
+from ciuic_dist.planning.activations import ActivationPlan, Saves, Way, plan_activations, plan_recomputation
 from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit
 
@@ -59,9 +62,12 @@ class Activations:
     def decide(self, room: int) -> None:
         """The first step is over: divide ``room`` bytes of the device, which it left free."""
         saves = [seen.saves(self._units[index]) for index, seen in self._seen.items()]
-        below = self._spill.room_below - sum(seen.padding for seen in self._seen.values())
-        bandwidth = self._spill.transfers.stats.bandwidth
-        self._plan = plan_activations(saves, room, bandwidth, self._spill.activations, max(0, below))
+        if self._spill.alone:
+            self._plan = plan_recomputation(saves, room, self._spill.activations)
+        else:
+            below = self._spill.room_below - sum(seen.padding for seen in self._seen.values())
+            bandwidth = self._spill.transfers.stats.bandwidth
+            self._plan = plan_activations(saves, room, bandwidth, self._spill.activations, max(0, below))
         self.crowded += self._plan.crowded
         order = list(self._seen)
         self._ways = dict(zip(order, self._plan.ways, strict=True))
@@ -108,15 +114,25 @@ class Activations:
             return forward(*args, **kwargs)
 
     def _watch(self, unit: Unit, forward: _Forward, args: Any, kwargs: Any) -> Any:
-        """Offload all there is room for, and remember what it was."""
+        """Offload all there is room for, or make it again later, and remember what it was."""
         inputs = pytree.tree_leaves((args, kwargs))
+        drawn = _random_state(inputs) if self._spill.alone else None
         before, stalled, began = _state_of(unit.module, inputs), self._stall_seconds, time.monotonic()
         with self._store.saving(unit.index, leaving=self._leaving) as saved:
             result = forward(*args, **kwargs)
         seconds = time.monotonic() - began - (self._stall_seconds - stalled)
         again = saved.alone and _is_plain((args, kwargs)) and _is_same(before, _state_of(unit.module, inputs))
-        made = saved.nbytes - self._store.bytes_to_store(inputs)
         seen = self._seen.setdefault(unit.index, _Seen())
+        if drawn is not None:
+            again = again and not unit.is_root
+            more = again * max(0, saved.nbytes_kept - self._store.bytes_to_store(inputs))
+            seen.note(more, more, 0, seconds, alone=saved.alone, recomputable=again)
+            if not again:
+                return result
+            del result
+            _set_random_state(drawn)
+            return self._run(Way.RECOMPUTE, unit, forward, args, kwargs)
+        made = saved.nbytes - self._store.bytes_to_store(inputs)
         padding = saved.slots * self._spill.page_bytes - saved.nbytes
         seen.note(saved.nbytes, made, padding, seconds, alone=saved.alone, recomputable=again)
         self.crowded += saved.nbytes_kept
@@ -124,15 +140,8 @@ class Activations:
 
     @property
     def _leaving(self) -> int:
-        """Slots of lower tiers that others will need. State that a first backward makes is taken for AdamW's."""
-        return self._spill.pages_to_come + (0 if self._spill.steps else 2 * self._early_pages)
-
-    @property
-    def _early_pages(self) -> int:
-        """Of the gradients whose update is a part of the backward."""
-        flats = [flat for unit in self._units for flat in unit.trainable if flat.consume is not None]
-        size = self._spill.page_bytes
-        return sum(-(-flat.layout.shard_numel * flat.master_dtype.itemsize // size) for flat in flats)
+        """Slots of lower tiers that others will need."""
+        return self._spill.pages_to_come
 
     @property
     def _stall_seconds(self) -> float:
@@ -181,6 +190,17 @@ def _is_plain(tree: Any) -> bool:
     return all(isinstance(leaf, _PLAIN) for leaf in pytree.tree_leaves(tree))
 
 
+def _random_state(inputs: Sequence[object]) -> _RandomState:
+    """Of the CPU, and of the devices that ``inputs`` are on."""
+    return torch.get_rng_state(), *get_device_states(*inputs)
+
+
+def _set_random_state(state: _RandomState) -> None:
+    torch.set_rng_state(state[0])
+    set_device_states(*state[1:])
+
+
+_RandomState = tuple[Tensor, list[int], list[Tensor]]
 _State = list[tuple[object, int]]
 
 

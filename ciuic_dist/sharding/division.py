@@ -33,7 +33,7 @@ class Division:
         gradient_slots: Callable[[], int],
         largest_share: float,
     ) -> None:
-        """``gradient_slots``: see ``Spill.divide``; ``largest_share``: of all elements, in the largest flat."""
+        """``gradient_slots``: see ``Spill``; ``largest_share``: of all elements, in the largest flat."""
         self._spill = spill
         self._exchange = exchange
         self._activations = activations
@@ -49,6 +49,11 @@ class Division:
         self._new: Sizes | None = None
         self.state_bytes = 0
         """Of the optimizer, in no page."""
+
+    def check_pages(self) -> None:
+        """Raise BudgetError where there is no room for the pages that are known now."""
+        self._spill.gradient_slots = self._gradient_slots()
+        self._check(self.transient)
 
     def begin_forward(self, sizes: Sizes, *, gradients: bool) -> None:
         """A forward of the model begins, nothing of which has been gathered.
@@ -165,6 +170,7 @@ class Division:
     def _agree_on(self, meter: ActivationMeter) -> int:
         """The most that any rank has counted. Raises BudgetError where that is too much."""
         needed = self._largest(self._counted(meter))
+        self._spill.gradient_slots = self._gradient_slots()
         try:
             self._check(needed)
         except BudgetError:
@@ -196,7 +202,8 @@ class Division:
         self._known.slack = sqrt(room / max(needed, 1))  # bytes grow with the square of a size at most
         state_pages = self._largest(self._spill.state_pages)  # a rank may have no part of a small flat
         try:
-            self._spill.divide(room, self._gradient_slots(), round(state_pages * self._largest_share))
+            self._spill.gradient_slots = self._gradient_slots()
+            self._spill.divide(room, round(state_pages * self._largest_share))
         except BudgetError:
             self._forget()
             raise

@@ -67,6 +67,12 @@ class Sharded:
         gradient_slots = partial(self._gradient_slots, spill.page_bytes)
         return Division(spill, self.exchange, self.activations, gradient_slots, largest_share)
 
+    def serve(self, optimizer: HoldsState) -> None:
+        """``optimizer`` is this model's, and has made its columns. Raises BudgetError where these have no room."""
+        self.optimizers.add(optimizer)
+        if self.division is not None:
+            self.division.check_pages()
+
     def begin_forward(self, sizes: Sizes) -> None:
         """The model's forward begins, with tensors of these sizes."""
         if self.gradients.active:  # a backward that raised

@@ -1,4 +1,7 @@
-"""A rank's memory under a budget: what the device may hold of parameters and of pages, and the tiers below."""
+"""A rank's memory under a budget: what the device may hold of parameters and of pages, and the tiers below.
+
+With no tier below everything has its place on the device from the start, and none of it ever leaves.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Transfers
 from ciuic_dist.monitor.usage import TierUsage
+from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.flight import DRIVE_THREADS, UNITS_IN_FLIGHT
 from ciuic_dist.planning.pages import GRADIENT_SLOTS, STATE_SLOTS, page_bytes
 from ciuic_dist.planning.residency import stay
@@ -30,6 +34,8 @@ from ciuic_dist.sharding.housing import Housed, StorageHousing, WindowHousing, s
 
 _PAGES_OF_A_FLAT = 2
 """Of each rank, at least: a flat is what is exchanged at once, so units are divided, but a shard takes whole pages."""
+_FINER_ALONE = 8
+"""By which factor pages are smaller where none moves: less of them stays empty."""
 _UNSEEN = 16 << 20
 """Bytes that a process may grow by beyond what is counted before that counts too: objects, libraries' own buffers."""
 _HEAP_GROWTH = 1.1
@@ -42,11 +48,15 @@ class Spill:
     def __init__(self, budgets: Budgets, where: torch.device) -> None:
         """Reserves the tiers below the device ``where``. Raises BudgetError where they can't be had."""
         assert budgets.device is not None
+        self.alone = not (budgets.host or budgets.nvme)
+        if self.alone and budgets.activations is Way.OFFLOAD:
+            raise BudgetError("memory.activations=offload needs a tier below: give memory.host or memory.nvme as well")
         self._baseline = 0
         self.budget = budgets.device
         self._where = where
         self.device: Device = HostDevice() if where.type == "cpu" else Accelerator(where)
-        self.page_bytes = page_bytes(budgets.device, self.device.largest_page)
+        self._finer = _FINER_ALONE if self.alone else 1
+        self.page_bytes = page_bytes(budgets.device // self._finer, self.device.largest_page)
         self.tiers = _open_tiers(budgets, self.page_bytes, self.device)
         self.transfers = Transfers(DRIVE_THREADS, timeout_seconds(), self.device)
         self.homes = Homes(self.page_bytes)
@@ -60,6 +70,8 @@ class Spill:
         self.steps = 0
         self.transient = 0
         self.activations = budgets.activations
+        self.gradient_slots = 0
+        """Pages of gradients that are kept for the update."""
         self._state_columns: list[PagedColumn] = []
         self._gradient_columns: list[PagedColumn] = []
         self._shards: list[SpilledShard] = []
@@ -86,17 +98,21 @@ class Spill:
 
     def flat_bytes(self, world: int) -> int:
         """What a flat of ``world`` shards takes at least, in units that are larger."""
-        return _PAGES_OF_A_FLAT * self.page_bytes * world
+        return _PAGES_OF_A_FLAT * self._finer * self.page_bytes * world
 
     def gradient(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
         """Gradients in pages."""
-        self._gradient_columns.append(PagedColumn(name, numel, dtype, self.gradients))
-        return self._gradient_columns[-1]
+        return self._column(self._gradient_columns, PagedColumn(name, numel, dtype, self.gradients), self.gradients)
 
     def state(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
         """What is kept from step to step, in pages."""
-        self._state_columns.append(PagedColumn(name, numel, dtype, self.states))
-        return self._state_columns[-1]
+        return self._column(self._state_columns, PagedColumn(name, numel, dtype, self.states), self.states)
+
+    def _column(self, columns: list[PagedColumn], column: PagedColumn, pager: Pager) -> PagedColumn:
+        columns.append(column)
+        if self.alone:
+            pager.allow(_pages(columns))
+        return column
 
     def activation_store(self, keep: Callable[[Tensor], bool]) -> ActivationStore:
         """For what autograd saves; ``keep`` tells what isn't worth it."""
@@ -104,6 +120,7 @@ class Spill:
         return ActivationStore(
             self.tiers,
             self.transfers,
+            page_bytes=page,
             least_bytes=page // 2,
             bytes_under_way=DRIVE_THREADS * page,
             device=self._where,
@@ -163,7 +180,10 @@ class Spill:
         staying = sum(shard.room for shard in self._shards)
         self._all_parameters = sum(rooms)
         self._parameter_bytes = min(self._all_parameters, staying + UNITS_IN_FLIGHT * passing)
-        self.homes.budget = self._least_parameters = min(UNITS_IN_FLIGHT * max(rooms), self._parameter_bytes)
+        least = self._parameter_bytes if self.alone else UNITS_IN_FLIGHT * max(rooms)
+        self.homes.budget = self._least_parameters = min(least, self._parameter_bytes)
+        for shard in self._shards:
+            shard.resident = self.alone
         self.homes.extend = self._extend
         self.check(0)
 
@@ -182,6 +202,8 @@ class Spill:
 
         Raises BudgetError where lower tiers have no room for what leaves, PageError where that can't be stored.
         """
+        if self.alone:
+            return
         for shard in self._shards:
             shard.resident = False
         self.homes.shrink(self._least_parameters)
@@ -233,7 +255,11 @@ class Spill:
 
     @property
     def _least_pages(self) -> int:
-        return (STATE_SLOTS + GRADIENT_SLOTS) * self.page_bytes
+        state, gradients = STATE_SLOTS, GRADIENT_SLOTS
+        if self.alone:
+            state = self.state_pages
+            gradients = min(GRADIENT_SLOTS + self.gradient_slots, _pages(self._gradient_columns))
+        return (state + gradients) * self.page_bytes
 
     def check(self, transient: int, crowded: int = 0) -> None:
         """Raise BudgetError where the least that pages and parameters need is too much beside ``transient`` bytes.
@@ -243,6 +269,8 @@ class Spill:
         least = self._least + transient
         if least > self.budget:
             more = f", or give memory.host or memory.nvme {crowded} bytes more for activations" if crowded else ""
+            if self.alone:
+                more = ", or give memory.host or memory.nvme as well, which would take the rest"
             raise BudgetError(
                 f"memory.device is {self.budget} bytes and at least {least} are needed: {self._fixed} for the root "
                 f"unit and for exchanging gradients, {self._least_parameters} for parameters in use, "
@@ -253,9 +281,9 @@ class Spill:
     @property
     def state_pages(self) -> int:
         """Of this rank's optimizer state, as far as it has been made."""
-        return sum(len(column.pages) for column in self._state_columns)
+        return _pages(self._state_columns)
 
-    def divide(self, transient: int, gradient_slots: int, ring: int) -> None:
+    def divide(self, transient: int, ring: int) -> None:
         """Divide what beside ``transient`` bytes is free, where all have the least.
 
         First come ``ring`` slots for the state of the largest flat: so much can come while the one before computes.
@@ -264,6 +292,8 @@ class Spill:
         """
         self.check(transient)
         self.transient = transient
+        if self.alone:
+            return
         self.homes.extend = cannot_extend
         spare = self.most_transient - transient
         ring = min(spare // self.page_bytes, ring)
@@ -272,7 +302,7 @@ class Spill:
         self.homes.budget += for_parameters
         self._choose_residents(for_parameters)
         slots = (spare - for_parameters) // self.page_bytes
-        for_gradients = max(0, min(slots, gradient_slots - GRADIENT_SLOTS))
+        for_gradients = max(0, min(slots, self.gradient_slots - GRADIENT_SLOTS))
         self.gradients.allow(GRADIENT_SLOTS + for_gradients)
         self.states.allow(STATE_SLOTS + ring + slots - for_gradients)
 
@@ -313,10 +343,12 @@ class Spill:
 
 def _open_tiers(budgets: Budgets, page_bytes: int, device: Device) -> Sequence[Tier]:
     tiers: list[Tier] = []
-    if budgets.host is not None:
+    if budgets.host:
         tiers.append(RamTier("host", page_bytes, budgets.host // page_bytes, device.host_buffer))
-    if budgets.nvme is not None and budgets.folder is not None:
+    if budgets.nvme and budgets.folder is not None:
         tiers.append(FileTier(budgets.folder, page_bytes, budgets.nvme // page_bytes, device.host_buffer))
-    if not tiers:
-        raise BudgetError("memory.device needs a tier to spill to: give memory.host or memory.nvme as well")
     return tiers
+
+
+def _pages(columns: Sequence[PagedColumn]) -> int:
+    return sum(len(column.pages) for column in columns)

@@ -164,7 +164,7 @@ ARGUMENTS: dict[str, tuple[type[Exception], dict[str, Any]]] = {
     "stage": (ValueError, {"stage": 4}),
     "precision": (ValueError, {"mixed_precision": "fp4"}),
     "units": (ValueError, {"units": ["Blok"]}),
-    "memory": (BudgetError, {"memory": cd.Memory(device="1GiB")}),
+    "memory": (BudgetError, {"memory": cd.Memory(device="1GiB", activations="offload")}),
 }
 
 

@@ -85,9 +85,9 @@ def note_divisions(spill: Spill) -> list[int]:
     divisions: list[int] = []
     divide = spill.divide
 
-    def noted(transient: int, gradient_slots: int, ring: int) -> None:
+    def noted(transient: int, ring: int) -> None:
         divisions.append(transient)
-        divide(transient, gradient_slots, ring)
+        divide(transient, ring)
 
     spill.divide = noted  # type: ignore[method-assign]
     return divisions

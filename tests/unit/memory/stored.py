@@ -46,6 +46,7 @@ def store_of(
     return ActivationStore(
         [tier],
         transfers,
+        page_bytes=tier.page_bytes,
         least_bytes=least_bytes,
         bytes_under_way=under_way,
         device=torch.device("cpu"),

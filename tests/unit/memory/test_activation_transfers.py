@@ -106,7 +106,15 @@ def test_slots_that_are_still_written_to_are_waited_for(transfers: Transfers) ->
             super().settle()
 
     cpu = torch.device("cpu")
-    store = Opening([tier], transfers, least_bytes=1, bytes_under_way=1 << 20, device=cpu, keep=lambda _: False)
+    store = Opening(
+        [tier],
+        transfers,
+        page_bytes=tier.page_bytes,
+        least_bytes=1,
+        bytes_under_way=1 << 20,
+        device=cpu,
+        keep=lambda _: False,
+    )
     leaf = torch.randn(PAGE, requires_grad=True)
     for _ in range(2):
         with store.saving(0):

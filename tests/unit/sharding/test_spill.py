@@ -53,7 +53,7 @@ def test_all_ranks_have_the_same_room_and_the_same_residents(copies_stay: bool) 
         spill = Spill(Budgets(device=13 << 20, host=1 << 20), torch.device("cpu"))
         units = house(spill, owner, copies_stay=copies_stay)
         spill.begin(0, units)
-        spill.divide(6 << 20, 0, 0)
+        spill.divide(6 << 20, 0)
         rooms = [sum(shard.room for shard in unit) for unit in units]
         residents = [sum(shard.room for shard in unit if shard.resident) for unit in units]
         assert 0 < sum(map(bool, residents)) <= len(units)
@@ -84,7 +84,7 @@ def test_units_in_use_together_have_room_after_the_division_too(spill: Spill, co
     spill.begin(0, units)
     for _ in range(2):
         take_together(units[:5])
-        spill.divide(0, 0, 0)
+        spill.divide(0, 0)
         assert all(unit[0].resident for unit in units)
         for unit in units:
             take_together([unit])
