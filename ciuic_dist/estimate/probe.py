@@ -18,8 +18,10 @@ from ciuic_dist.estimate.showing import measure_showing
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.pages import LARGEST_ON_HOSTS
 
+_ON_GPUS: Final = 8
+"""Times as long matrices, and as large updates and copies, which no cache of theirs holds."""
 _SIDE: Final = 1024
-"""Of the square matrices that are multiplied on CPUs; 8 times as long on GPUs."""
+"""Of the square matrices that are multiplied."""
 _COPIED: Final = 64 << 20
 """Bytes of a copy."""
 _UPDATED: Final = 4 << 20
@@ -29,8 +31,10 @@ _WRITTEN: Final = 128 << 20
 _LINKS: Final = 200
 """Operators of a chain."""
 _RUNS: Final = 5
+_IN_A_ROW: Final = 10
+"""Times that a GPU is asked in a run: it has the next before it is done with one, as in training."""
 _LONG: Final = 0.5
-"""Seconds of a run that is enough by itself."""
+"""Seconds of a CPU's run that is enough by itself; a GPU's first loads kernels."""
 
 
 def probe(folder: Path | None = None, nvme: int = 0) -> Machine:
@@ -85,17 +89,18 @@ def room() -> dict[str, Any]:
 
 def _matrix_rate(dtype: torch.dtype, where: torch.device) -> float:
     """FLOP/s."""
-    side = _SIDE if where.type == "cpu" else 8 * _SIDE
+    side = _larger(_SIDE, where)
     left, right = (torch.rand(side, side, device=where).to(dtype) for _ in range(2))
     return 2.0 * side**3 / _seconds(lambda: left @ right, where)
 
 
 def _copy_rate(source: torch.device, target: torch.device) -> float:
     """Bytes a second that arrive."""
-    made = [torch.ones(_COPIED, dtype=torch.uint8, device=device) for device in (source, target)]
     across = source.type != target.type
+    nbytes = _COPIED if across else _larger(_COPIED, target)
+    made = [torch.ones(nbytes, dtype=torch.uint8, device=device) for device in (source, target)]
     first, second = (part.pin_memory() if across and part.device.type == "cpu" else part for part in made)
-    return _COPIED / _seconds(lambda: second.copy_(first, non_blocking=True), target if across else source)
+    return nbytes / _seconds(lambda: second.copy_(first, non_blocking=True), groups.device())
 
 
 def _chain(where: torch.device) -> Callable[[], None]:
@@ -113,10 +118,11 @@ def _chain(where: torch.device) -> Callable[[], None]:
 
 def _update_rate(where: torch.device) -> float:
     """Parameters a second of AdamW, fused."""
-    parameter = torch.zeros(_UPDATED, device=where, requires_grad=True)
+    count = _larger(_UPDATED, where)
+    parameter = torch.zeros(count, device=where, requires_grad=True)
     parameter.grad = torch.ones_like(parameter)
     optimizer = torch.optim.AdamW([parameter], fused=True)
-    return _UPDATED / _seconds(optimizer.step, where)
+    return count / _seconds(optimizer.step, where)
 
 
 def _gather_rate(where: torch.device) -> float:
@@ -129,17 +135,24 @@ def _gather_rate(where: torch.device) -> float:
     return len(part) * (world - 1) / _seconds(lambda: start_gather(whole, part, "a probe").land(), where)
 
 
+def _larger(size: int, where: torch.device) -> int:
+    return size if where.type == "cpu" else size * _ON_GPUS
+
+
 def _seconds(work: Callable[[], object], where: torch.device) -> float:
     """The median of some runs that all ranks begin together, after one that doesn't count unless it took long."""
     times: list[float] = []
+    on_cpu = where.type == "cpu"
+    in_a_row = 1 if on_cpu else _IN_A_ROW
     while len(times) <= _RUNS:
         groups.meet()
         _settle(where)
         began = time.perf_counter()
-        work()
+        for _ in range(in_a_row):
+            work()
         _settle(where)
-        times.append(time.perf_counter() - began)
-        if max(groups.gather_objects(times[0])) > _LONG:
+        times.append((time.perf_counter() - began) / in_a_row)
+        if on_cpu and max(groups.gather_objects(times[0])) > _LONG:
             return times[0]
     return median(times[1:])
 
@@ -150,6 +163,7 @@ def _settle(where: torch.device) -> None:
 
 
 def _free(where: torch.device) -> int:
-    """Bytes of a device that a process may have."""
+    """Bytes of a device that a process may have; the allocator keeps none of what was freed."""
+    torch.accelerator.empty_cache()
     free, _ = torch.accelerator.get_memory_info(where)
     return int(free)
