@@ -11,7 +11,7 @@ N ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
 # Options for pip when it installs torch, such as an index that has the CPU build.
 TORCH_INDEX ?=
 ARGS ?=
-# A package of benchmarks: engines, spill, frontier, zoo, replay, state8, plan, published.
+# A package of benchmarks: engines, spill, frontier, zoo, replay, state8, plan, published, gpu.
 BENCH ?= engines
 # Two processes on few cores: one thread each is quickest, and the same everywhere.
 export OMP_NUM_THREADS ?= 1

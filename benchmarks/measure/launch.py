@@ -56,7 +56,7 @@ def launch(
 
 
 def _start(command: Sequence[str], host: Host, variables: dict[str, str], stem: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | host.environment | variables | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | host.environment | variables
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with stem.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(

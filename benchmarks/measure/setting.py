@@ -19,6 +19,16 @@ _OWN_SIZES: Final[dict[tuple[str, str], tuple[str, dict[str, Any]]]] = {
             "num_key_value_heads": 8,
         },
     ),
+    ("llama", "13b"): (  # Llama 2
+        "7b",
+        {
+            "hidden_size": 5120,
+            "num_hidden_layers": 40,
+            "intermediate_size": 13824,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 40,
+        },
+    ),
     ("deepseek", "150m"): (
         "tiny",
         {

@@ -39,12 +39,12 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def run(case: Case, folder: str, options: argparse.Namespace) -> Outcome:
-    """One case."""
-    command = ("benchmarks.plan.worker", json.dumps(asdict(case)), folder, str(options.steps))
+def run(case: Case, folder: str, steps: int, seconds: float, *, device: str = "cpu") -> Outcome:
+    """One case, which may take so many ``seconds``."""
+    command = ("benchmarks.plan.worker", json.dumps(asdict(case)), folder, str(steps))
     try:
         with machine.watched() as others:
-            reports = launch(command, case.ranks, [_HERE], options.seconds)
+            reports = launch(command, case.ranks, [_HERE], seconds, device=device)
     except RunError as error:
         return Outcome(case.name, error=str(error))
     return replace(outcome(case, reports), others=others[0])
@@ -76,7 +76,7 @@ def main() -> None:
     outcomes = []
     with TemporaryDirectory(prefix="plan-", dir=options.folder) as folder:
         for case in (case for case in CASES if options.only in case.name):
-            outcomes.append(run(case, folder, options))
+            outcomes.append(run(case, folder, options.steps, options.seconds))
             record(lines, "outcome", asdict(outcomes[-1]))
             last = outcomes[-1]
             said = reason(last.error) if last.error else f"peak {last.peak_error:+.1%}, step {last.step_error:+.1%}"

@@ -8,7 +8,10 @@ from typing import Any, Final
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One training; `sequences` is of one rank in one forward, `device` bytes of each rank, None all there is."""
+    """One training; `sequences` is of one rank in one forward, `device` bytes of each rank, None all there is.
+
+    What `device` has no room for goes to `host` bytes of the host's memory, None: to a file.
+    """
 
     name: str
     family: str
@@ -23,6 +26,7 @@ class Case:
     clip: float | None = 1.0
     checkpointing: bool = False
     device: int | None = None
+    host: int | None = None
 
 
 _30M: Final = {

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 import ciuic_dist as cd
+from benchmarks.measure.device import allocated, begin_peak, settle
+from benchmarks.measure.drawn import Drawn
 from benchmarks.plan.cases import Case
 from ciuic_dist.comm import groups
 from ciuic_dist.config import EngineConfig, MemoryConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -27,6 +29,7 @@ from ciuic_dist.estimate.probe import probe
 from ciuic_dist.estimate.workload import causal_batch, profiles
 from ciuic_dist.memory.live import LiveBytes
 from ciuic_dist.models.build import build
+from ciuic_dist.models.deferred import defer
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.forecast import Forecast
 from ciuic_dist.planning.search import Limits, search
@@ -49,15 +52,18 @@ class Report:
 def predict(case: Case, folder: str) -> tuple[Forecast, float]:
     """Before the model is there; the forecast, and the seconds that measuring took."""
     began = time.perf_counter()
-    machine = probe(Path(folder) if case.device else None, _NVME if case.device else 0)
+    to_file = case.device is not None and case.host is None
+    machine = probe(Path(folder) if to_file else None, _NVME if to_file else 0)
     if case.device is not None:
-        machine = within(machine, cd.Memory(device=case.device))
+        machine = within(machine, cd.Memory(device=case.device, host=case.host))
+    on_cpu = groups.device().type == "cpu"
     profile_of = profiles(
         _model(case),
         causal_batch(case.length),
         precision="bf16" if case.precision == "bf16" else None,
+        fused_attention=not on_cpu,
         most=case.sequences,
-        clock=Clock(),
+        clock=Clock() if on_cpu else None,
     )
     probing = time.perf_counter() - began
     sequences = case.sequences * case.accumulation * case.ranks
@@ -71,23 +77,35 @@ def train(case: Case, folder: str, steps: int) -> tuple[list[float], int]:
     model = _model(case).train()
     if case.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-    memory = MemoryConfig(str(case.device), None, f"{folder}:{_NVME}", "keep") if case.device else None
     engine = PagedEngine(
         model,
         engine=EngineConfig(stage=case.stage),
         optimizer=OptimizerConfig(),
         train=TrainConfig(clip=case.clip, precision=case.precision),  # type: ignore[arg-type]
-        memory=memory,
+        memory=_budgets(case, folder),
     )
     generator = torch.Generator().manual_seed(groups.rank())
     seconds = []
-    for _ in range(_WARMUP + steps):
+    for index in range(_WARMUP + steps):
+        if index == _WARMUP:
+            begin_peak()
         groups.meet()
+        settle()
         began = time.perf_counter()
         _step(engine, case, generator)
+        settle()
         seconds.append(time.perf_counter() - began)
+    if groups.device().type != "cpu":
+        return seconds[_WARMUP:], allocated()
     peak = _counted(engine, case, generator) if case.device is None else 0
     return seconds[_WARMUP:], peak + engine.status()["device"].peak
+
+
+def _budgets(case: Case, folder: str) -> MemoryConfig | None:
+    if case.device is None:
+        return None
+    host, nvme = (None, f"{folder}:{_NVME}") if case.host is None else (str(case.host), None)
+    return MemoryConfig(str(case.device), host, nvme, "keep")
 
 
 def _counted(engine: PagedEngine, case: Case, generator: torch.Generator) -> int:
@@ -111,13 +129,15 @@ def _step(engine: PagedEngine, case: Case, generator: torch.Generator) -> None:
 
 
 def _micro_batch(engine: PagedEngine, case: Case, generator: torch.Generator, index: int) -> None:
-    ids = torch.randint(0, 256, (case.sequences, case.length), generator=generator)
+    ids = torch.randint(0, 256, (case.sequences, case.length), generator=generator).to(groups.device())
     last = index == case.accumulation - 1
     engine.forward_backward({"input_ids": ids, "labels": ids}, accumulation=case.accumulation, last=last)
 
 
 def _model(case: Case) -> nn.Module:
-    return build(ModelConfig(case.family, case.size, overrides=case.overrides), vocab_size=None, seed=0)
+    model = build(ModelConfig(case.family, case.size, overrides=case.overrides), vocab_size=None, seed=0)
+    where = groups.device()
+    return model if where.type == "cpu" else defer(model, Drawn(model, where))
 
 
 def main(case: str, folder: str, steps: str, result: str) -> None:
