@@ -33,6 +33,8 @@ NOT_RUN = {
     "make test TESTS='tests/unit -x'": "it is what runs these tests; the make commands are tried with --dry-run",
     ".venv/bin/pre-commit install": "it changes the git hooks of the checkout",
     "python -m benchmarks.engines": "it takes long and wants a quiet machine",
+    "python -m benchmarks.frontier": "it takes long and wants a quiet machine",
+    "python -m benchmarks.gpu": "it needs a GPU; tests/dist tries it on the CPU",
     "python -m benchmarks.zoo": "it takes long; tests/dist tries a part of the zoo",
     "python -m benchmarks.state8": "it trains for minutes",
     "python -m benchmarks.plan": "it trains for minutes, and wants a quiet machine",
