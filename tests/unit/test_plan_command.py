@@ -219,6 +219,16 @@ def test_a_plan_from_python() -> None:
         cd.plan(model, "h100", batch, sequences=1, memory=cd.Memory(device="1KiB"))
 
 
+@pytest.mark.usefixtures("little")
+def test_a_plan_from_python_for_the_ranks_that_ask() -> None:
+    batch = {"x": torch.empty(1, 10, 64)}
+    made = cd.plan(Model(), "probe", batch, sequences=2, memory=cd.Memory(device="1GiB"))
+    assert (made.machine.name, made.machine.world, made.machine.memory) == ("this machine", 1, 1 << 30)
+    assert made.predicted.seconds > 0
+    assert str(made).startswith("Model: 0.02M parameters, fp32, on this machine")
+    assert cd.plan(Model(), "probe", batch, sequences=2, memory=cd.Memory(device="1GiB")) == made, "and remembered"
+
+
 @pytest.mark.parametrize(("stage", "precision"), [(7, None), (-1, None), (2, "fp16"), (None, "fp32")])
 def test_a_stage_or_precision_that_there_is_not_is_refused(stage: int | None, precision: str | None) -> None:
     with pytest.raises(ValueError, match="stage must be 0 to 3 and mixed_precision None or 'bf16', not"):
