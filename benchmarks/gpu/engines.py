@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import ciuic_dist as cd
 from benchmarks.engines.engines import torch_adamw, training_loop
 from benchmarks.gpu.trials import Trial
-from benchmarks.measure.loop import Batch, Step
+from benchmarks.measure.loop import Step
+from benchmarks.spill.engines import adamw_in_backward, deepspeed_step
 from ciuic_dist.comm.groups import device
 from ciuic_dist.engines.adapter import need_group
 from ciuic_dist.models.deferred import materialize
@@ -27,14 +28,7 @@ def _ours(model: nn.Module, trial: Trial) -> Step:
     setting = trial.setting
     memory = None if trial.device is None else cd.Memory(device=trial.device, host=trial.host)
     model = cd.shard(model, memory=memory, mixed_precision="bf16")
-    optimizer = cd.AdamW(
-        model.parameters(),
-        lr=setting.learning_rate,
-        betas=setting.betas,
-        weight_decay=setting.weight_decay,
-        in_backward=True,
-    )
-    return training_loop(model, optimizer)
+    return training_loop(model, adamw_in_backward(model, setting))
 
 
 def _fsdp2(model: nn.Module, trial: Trial) -> Step:
@@ -55,33 +49,15 @@ def _fsdp2(model: nn.Module, trial: Trial) -> Step:
 def _deepspeed(model: nn.Module, trial: Trial) -> Step:
     """ZeRO-Offload: masters, state and the update on the host."""
     os.environ["DS_ACCELERATOR"] = trial.setting.device
-    import deepspeed
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
     need_group()
     setting = trial.setting
-    optimizer = DeepSpeedCPUAdam(
-        _on_host(model).parameters(),
-        lr=setting.learning_rate,
-        betas=setting.betas,
-        weight_decay=setting.weight_decay,
-        adamw_mode=True,
-    )
     settings = {
         "train_micro_batch_size_per_gpu": setting.batch,
         "bf16": {"enabled": True},
         "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}},
         "steps_per_print": 10**9,
     }
-    engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
-
-    def step(batch: Batch) -> Tensor:
-        loss: Tensor = engine(**batch).loss
-        engine.backward(loss)
-        engine.step()
-        return loss.detach()
-
-    return step
+    return deepspeed_step(_on_host(model), setting, settings)
 
 
 def _on_host(model: nn.Module) -> nn.Module:

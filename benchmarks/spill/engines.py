@@ -90,8 +90,6 @@ def _fill(tensor: Tensor, real: Tensor) -> None:
 def deepspeed_offloading(model: nn.Module, case: Case, setting: Setting) -> Step:
     """ZeRO-3 with parameters and optimizer on the CPU or on NVMe."""
     deepspeed = import_deepspeed()
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
     largest = max(parameter.numel() for parameter in model.parameters())
     settings = _deepspeed_settings(case, setting, largest)
     if case.partitioned:
@@ -100,6 +98,14 @@ def deepspeed_offloading(model: nn.Module, case: Case, setting: Setting) -> Step
             model = _rebuilt(model)
     else:
         materialize(model)
+    return deepspeed_step(model, setting, settings)
+
+
+def deepspeed_step(model: nn.Module, setting: Setting, settings: dict[str, Any]) -> Step:
+    """Under DeepSpeed, which has been told its accelerator, as ``settings`` say, with its Adam on the CPU."""
+    import deepspeed
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
     optimizer = DeepSpeedCPUAdam(
         model.parameters(),
         lr=setting.learning_rate,

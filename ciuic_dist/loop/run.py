@@ -75,7 +75,7 @@ class _Run:
     def run(self, plan: Plan | None) -> int:
         """Follow ``plan``, the one the run had or a new one; returns the exit code."""
         folder, steps = self._folder, self._config.train.steps
-        self._model()  # before the folder is touched: its settings may be wrong
+        model = self._model()  # before the folder is touched: its settings may be wrong
         first, changes = on_rank_zero(folder.claim)
         if changes:
             _say(f"settings that are not what they were in {folder.path}: {', '.join(changes)}")
@@ -87,7 +87,7 @@ class _Run:
         itself = plans_itself(self._config)
         if itself:
             plan = kept_plan(folder.plan, self._config, changes) if first else None
-            plan = plan or own_plan(self._config, self._model())
+            plan = plan or own_plan(self._config, model)
         done = self._train(plan, first, may_change=itself and first < JUDGED)
         if groups.rank() == 0:
             plot_losses(folder.metrics, folder.path / "loss.png")
