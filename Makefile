@@ -11,7 +11,7 @@ N ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
 # Options for pip when it installs torch, such as an index that has the CPU build.
 TORCH_INDEX ?=
 ARGS ?=
-# A package of benchmarks: engines, spill, frontier, zoo, replay, state8, plan, published, gpu.
+# A package of benchmarks: engines, spill, frontier, zoo, replay, state8, plan, published, checkpoint, gpu.
 BENCH ?= engines
 # Two processes on few cores: one thread each is quickest, and the same everywhere.
 export OMP_NUM_THREADS ?= 1
@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 train: setup
-	$(BIN)/torchrun --standalone --nproc-per-node $(N) -m ciuic_dist.train +model=deepseek $(ARGS)
+	$(BIN)/python -m ciuic_dist.torchrun --standalone --nproc-per-node $(N) -m ciuic_dist.train +model=deepseek $(ARGS)
 
 test: setup check
 	$(BIN)/python -m pytest $(TESTS)

@@ -87,7 +87,7 @@ class TrainConfig:
 
     ``global_batch`` and ``validation_samples`` count sequences; ``micro_batch`` is the sequences of
     one rank in one forward. ``micro_batch`` and ``activation_checkpointing`` None: the plan's, and without a plan the
-    whole share of the global batch, and no checkpointing.
+    whole share of the global batch, and no checkpointing. ``compress_checkpoints`` None: where that pays.
     """
 
     steps: int = 300
@@ -102,6 +102,7 @@ class TrainConfig:
     validation_samples: int = 96
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
+    compress_checkpoints: bool | None = None
     activation_checkpointing: bool | None = None
     compile: bool = False
 
@@ -212,6 +213,18 @@ def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"there is no setting {key}: {hint}")
 
 
+def assignments(arguments: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """``{"run": "runs/a"}`` from ``run=runs/a``. Raises ConfigError for what is no assignment to a ``known`` key."""
+    found = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        _demand(bool(equals), f"{argument} is no setting: write key=value, or --help to see what there is")
+        if key not in known:
+            raise unknown_key(key, known)
+        found[key] = value
+    return found
+
+
 def _convert(kind: Any, value: Any, key: str) -> Any:
     """``value`` as the annotation ``kind`` demands. Raises ConfigError naming ``key``."""
     if dataclasses.is_dataclass(kind):
@@ -227,8 +240,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         _demand(fits, f"{key} must be {len(arguments)} values, not {value!r}")
         return tuple(_convert(each, item, key) for each, item in zip(arguments, value, strict=True))
     plain = origin or kind
-    if plain is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if plain in {float, str} and isinstance(value, int) and not isinstance(value, bool):
+        return plain(value)  # as a size in bytes, or a name of digits
     fits = isinstance(value, plain) and (plain is bool or not isinstance(value, bool))
     _demand(fits, f"{key} must be of type {plain.__name__}, not {value!r}")
     return value

@@ -1,7 +1,8 @@
 """Train a model: ``torchrun --nproc-per-node N -m ciuic_dist.train +model=deepseek [section.field=value ...]``.
 
 Exit codes: 0 the run is finished; 75 a signal stopped it after a checkpoint, and the same command
-goes on from there; 2 the settings or the data are wrong; 1 anything else.
+goes on from there; 128 + its number a second signal ended it at once; 2 the settings or the data are wrong; 1 anything
+else.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _complain(error, code=2)
 
+    from ciuic_dist.checkpoint.errors import CorruptCheckpoint, NoRoom
     from ciuic_dist.comm.errors import Disagreement, PeerLost
     from ciuic_dist.data import DataError
     from ciuic_dist.loop.run import run
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(config)
     except (ConfigError, DataError, BudgetError, PlanError) as error:
         return _complain(error, code=2)
-    except (Disagreement, PeerLost, PageError) as error:
+    except (CorruptCheckpoint, NoRoom, Disagreement, PeerLost, PageError) as error:
         return _complain(error, code=1)
 
 

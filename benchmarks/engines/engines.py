@@ -20,6 +20,7 @@ import ciuic_dist as cd
 from benchmarks.measure.loop import Batch, Step
 from benchmarks.measure.setting import Setting
 from ciuic_dist.config import EngineConfig, OptimizerConfig, TrainConfig
+from ciuic_dist.engines.base import Engine
 from ciuic_dist.engines.build import build
 from ciuic_dist.models.deferred import materialize
 
@@ -46,6 +47,11 @@ def ddp(model: nn.Module, setting: Setting) -> Step:
 
 def fsdp2(model: nn.Module, setting: Setting) -> Step:
     """PyTorch's fully_shard over each block, then the root; its defaults reshard the blocks after forward."""
+    return training_loop(fully_sharded(model, setting), torch_adamw(model, setting))
+
+
+def fully_sharded(model: nn.Module, setting: Setting) -> nn.Module:
+    """The model, under FSDP2."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # large: the other engines go without
 
@@ -55,24 +61,38 @@ def fsdp2(model: nn.Module, setting: Setting) -> Step:
     for layer in model.get_submodule("model.layers").children():
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    return training_loop(model, torch_adamw(model, setting))
+    return model
 
 
 def ours(model: nn.Module, setting: Setting) -> Step:
     """ciuic_dist; it makes the model's values shard by shard."""
+    return training_loop(*sharded(model, setting))
+
+
+def sharded(model: nn.Module, setting: Setting) -> tuple[nn.Module, cd.AdamW]:
+    """The model under ciuic_dist, and its optimizer."""
     model = cd.shard(model, stage=setting.stage, mixed_precision="bf16" if setting.dtype == "bf16" else None)
     optimizer = cd.AdamW(
         model.parameters(), lr=setting.learning_rate, betas=setting.betas, weight_decay=setting.weight_decay
     )
-    return training_loop(model, optimizer)
+    return model, optimizer
 
 
 def deepspeed(model: nn.Module, setting: Setting) -> Step:
-    """DeepSpeed's ZeRO at its defaults, by this project's adapter, which knows its quirks."""
+    """DeepSpeed's ZeRO at its defaults."""
+    return engine_step(deepspeed_engine(model, setting))
+
+
+def deepspeed_engine(model: nn.Module, setting: Setting) -> Engine:
+    """DeepSpeed by this project's adapter, which knows its quirks."""
     optimizer = OptimizerConfig(lr=setting.learning_rate, betas=setting.betas, weight_decay=setting.weight_decay)
     train = TrainConfig(global_batch=setting.batch, precision="bf16" if setting.dtype == "bf16" else "fp32", clip=None)
     config = EngineConfig(name="deepspeed", stage=setting.stage)
-    engine = build(config, model, optimizer=optimizer, train=train)
+    return build(config, model, optimizer=optimizer, train=train)
+
+
+def engine_step(engine: Engine) -> Step:
+    """Forward, backward, update."""
 
     def step(batch: Batch) -> Tensor:
         loss = engine.forward_backward(batch, accumulation=1, last=True)

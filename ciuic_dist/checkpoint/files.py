@@ -1,93 +1,103 @@
-"""``save`` and ``load``: a sharded model on disk, through torch.distributed.checkpoint."""
+"""``save`` and ``load``: a sharded model on disk."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from ciuic_dist.checkpoint import entries
-from ciuic_dist.checkpoint.folder import find_complete, whole_or_absent
-from ciuic_dist.checkpoint.pieces import LoadPlanner, SavePlanner
-from ciuic_dist.comm.groups import world_size
-from ciuic_dist.comm.together import together
+from ciuic_dist.checkpoint.entries import small_entries, spans_of
+from ciuic_dist.checkpoint.folder import begin, draft_of, give_up
+from ciuic_dist.checkpoint.install import check_model, check_optimizer, install_model, install_optimizer, read_objects
+from ciuic_dist.checkpoint.names import EXTRA
+from ciuic_dist.checkpoint.saved import Saved
+from ciuic_dist.checkpoint.saving import Saving
+from ciuic_dist.checkpoint.snapshot import Snapshot
+from ciuic_dist.checkpoint.writing import RankWriter
+from ciuic_dist.comm.ballot import Ballot
+from ciuic_dist.comm.groups import rank
+from ciuic_dist.comm.together import on_rank_zero, together
 from ciuic_dist.optim.paged import PagedOptimizer
 from ciuic_dist.sharding.registry import sharded_of
-
-_READING_FAILED = (RuntimeError, ValueError, KeyError, dcp.CheckpointException)
+from ciuic_dist.sharding.sharded import Sharded
 
 
 @torch.no_grad()
-def save(path: str | PathLike[str], *, model: nn.Module, optimizer: PagedOptimizer | None = None, **extra: Any) -> None:
+def save(
+    path: str | PathLike[str],
+    *,
+    model: nn.Module,
+    optimizer: PagedOptimizer | None = None,
+    wait: bool = True,
+    compress: bool = False,
+    **extra: Any,
+) -> Saving:
     """Write masters, optimizer state and ``extra`` (anything that pickles; rank 0's counts) to the folder ``path``.
 
-    Every rank calls it. ``path`` changes only when all is on disk, by rename.
-    Raises FileExistsError where ``path`` holds something else than a checkpoint; nothing is written then.
+    Every rank calls it. ``path`` changes only when all is on disk, by rename. Nothing large is copied. Without
+    ``wait`` training goes on meanwhile, and all is written as it is now: see ``Saving``. A checkpoint of the model that
+    is still in the making is waited for first. ``compress``: without loss, what no update waits for, which takes a core
+    some 1.2 s a GB (``compress.lossless``).
+
+    Raises FileExistsError where ``path`` holds something else than a checkpoint; nothing is written then. NoRoom,
+    an OSError, on all ranks where the drive of any is full; what was written for this checkpoint is deleted then.
     """
-    state = entries.model_entries(model) | {"extra": extra}
-    if optimizer is not None:
-        state |= entries.optimizer_entries(optimizer)
-    with whole_or_absent(Path(path)) as draft, _quiet():
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(draft), planner=SavePlanner(), no_dist=world_size() == 1)
+    folder, sharded, ballot = Path(path), sharded_of(model), Ballot()
+    if sharded.keeper is not None:
+        sharded.keeper.wait()
+    with together():
+        sharded.refuse_while_updating()
+    on_rank_zero(partial(begin, folder))
+    with ExitStack() as stack:
+        if rank() == 0:
+            stack.callback(give_up, folder)
+        with together():
+            writer = stack.enter_context(RankWriter(draft_of(folder), rank()))
+            for name, entry in small_entries(model, optimizer, extra):
+                writer.add(name, entry)
+            snapshot = Snapshot(spans_of(model, optimizer), writer, compress=compress)
+            saving = Saving(folder, sharded, snapshot, writer, ballot)
+        stack.pop_all()
+    saving.begin()
+    if wait:
+        saving.wait()
+    return saving
 
 
 @torch.no_grad()
 def load(path: str | PathLike[str], *, model: nn.Module, optimizer: PagedOptimizer | None = None) -> dict[str, Any]:
     """Read what ``save`` wrote, onto any number of ranks; returns ``extra``.
 
-    Raises FileNotFoundError, or ValueError where the checkpoint is of another model or another kind of optimizer;
-    nothing is changed then.
+    Also what ``torch.distributed.checkpoint`` wrote under the same names. Raises FileNotFoundError, ValueError where
+    the checkpoint is of another model or another kind of optimizer, and CorruptCheckpoint, a ValueError, where it
+    isn't what was written. Nothing is changed then, unless a page that is damaged is come upon in the middle: from
+    then on the model refuses to be used, until a load succeeds.
     """
+    _see_to_an_end(sharded_of(model))
     with together():
-        reader = dcp.FileSystemReader(find_complete(Path(path)))
-        room = _room(path, reader.read_metadata().state_dict_metadata, model, optimizer)
-    with _quiet():
-        try:
-            dcp.load(room, storage_reader=reader, planner=LoadPlanner(), no_dist=world_size() == 1)
-        except _READING_FAILED as error:
-            reason = str(error).strip().splitlines()[-1]  # the first lines are the other ranks' tracebacks
-            raise ValueError(f"{path} can't be loaded into this model: {reason}") from error
-    sharded = sharded_of(model)
-    sharded.update_begins()
-    entries.install_model(model, room)
-    if optimizer is not None:
-        entries.install_optimizer(optimizer, room)
-    sharded.update_ends()
-    extra: dict[str, Any] = room.get("extra", {})
+        saved = Saved(path)
+        check_model(saved, model)
+        if optimizer is not None:
+            check_optimizer(saved, optimizer)
+        objects = read_objects(saved, model)
+    with sharded_of(model).replacing(f"loading {path} failed half-way"), together():
+        install_model(model, saved, objects)
+        if optimizer is not None:
+            install_optimizer(optimizer, saved, objects)
+    extra: dict[str, Any] = objects.get(EXTRA, {})
     return extra
 
 
-def _room(
-    path: str | PathLike[str], saved: Mapping[str, Any], model: nn.Module, optimizer: PagedOptimizer | None
-) -> dict[str, Any]:
-    """Memory to read into, so that a checkpoint which can't be read to its end changes nothing."""
-    _check_names(path, entries.model_names(model), {name for name in saved if name.startswith("model.")})
-    room = entries.model_room(model) | {name: None for name in saved if name == "extra"}
-    if optimizer is not None:
-        if "optimizer.groups.0" not in saved:
-            raise ValueError(f"{path} holds no optimizer state: load it without optimizer=")
-        room |= entries.optimizer_room(optimizer, saved)
-    return room
-
-
-def _check_names(path: str | PathLike[str], wanted: set[str], saved: set[str]) -> None:
-    missing, unknown = sorted(wanted - saved), sorted(saved - wanted)
-    if missing or unknown:
-        what = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}, which this model lacks"
-        raise ValueError(
-            f"{path} is a checkpoint of another model: {what} ({len(missing)} missing, {len(unknown)} unknown in all)"
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():  # one process alone is what we ask for; deprecations inside torch
-        warnings.simplefilter("ignore")
-        yield
+def _see_to_an_end(sharded: Sharded) -> None:
+    """A checkpoint in the making that fails doesn't keep another from being loaded."""
+    if sharded.keeper is not None:
+        try:
+            sharded.keeper.wait()
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is of another checkpoint)
+            warnings.warn(f"a checkpoint in the making failed: {error}", RuntimeWarning, stacklevel=3)

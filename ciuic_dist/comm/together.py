@@ -23,7 +23,7 @@ def together() -> Iterator[None]:
         yield
     except Exception as caught:  # noqa: BLE001 (raised below, on all ranks)
         error = caught
-    errors = gather_objects(_portable(error))
+    errors = gather_objects(None if error is None else portable(error))
     errors[rank()] = error  # with its traceback
     first = next((e for e in errors if e is not None), None)
     if first is not None:
@@ -40,7 +40,7 @@ def on_rank_zero(work: Callable[[], _T]) -> _T:
     return result
 
 
-def _portable(error: Exception | None) -> Exception | None:
+def portable(error: Exception) -> Exception:
     """``error``, or its words where it doesn't survive pickling, as many exceptions with arguments don't."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 (our own)

@@ -13,6 +13,7 @@ from ciuic_dist.data.formats import DOCUMENT_END
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -20,13 +21,26 @@ _GROUP: Final = 4 << 20  # bytes of text handed to a tokenizer at once
 
 
 class Tokenizer(Protocol):
-    """Makes token ids, given as the raw memory of an array of ``dtype``."""
+    """Makes token ids, given as the raw memory of an array of ``dtype``; ``end`` is the one that ends a document."""
 
     dtype: torch.dtype
     vocab_size: int
+    end: int | None
 
     def encode(self, pieces: Sequence[bytes]) -> list[bytes]:
         """Ids of each UTF-8 piece; for ``DOCUMENT_END`` those that part two documents."""
+        ...
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of ``text``, which ends no document."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; what is no text in them is replaced."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what transformers' AutoTokenizer loads, where there is such a thing."""
         ...
 
 
@@ -35,9 +49,19 @@ class Bytes:
 
     dtype = torch.uint8
     vocab_size = 256
+    end: int | None = 0
 
     def encode(self, pieces: Sequence[bytes]) -> list[bytes]:
         return [piece or b"\0" for piece in pieces]
+
+    def ids(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    def save(self, folder: Path) -> None:
+        """Nothing: transformers has no tokenizer whose ids are the bytes."""
 
 
 class HuggingFace:
@@ -63,8 +87,8 @@ class HuggingFace:
         if not ids:
             raise DataError(f"the tokenizer {name!r} has an empty vocabulary; give a complete one in data.tokenizer")
         self.vocab_size: int = max(ids) + 1  # ids may have gaps, so not their number
-        end = self._tokenizer.eos_token_id
-        self._end = b"" if end is None else np.int32(end).tobytes()
+        self.end: int | None = self._tokenizer.eos_token_id
+        self._end = b"" if self.end is None else np.int32(self.end).tobytes()
 
     def encode(self, pieces: Sequence[bytes]) -> list[bytes]:
         encoded = self._tokenizer(
@@ -78,6 +102,16 @@ class HuggingFace:
             self._end if piece == DOCUMENT_END else np.asarray(ids, dtype=np.int32).tobytes()
             for piece, ids in zip(pieces, encoded["input_ids"], strict=True)
         ]
+
+    def ids(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def save(self, folder: Path) -> None:
+        self._tokenizer.save_pretrained(folder)
 
 
 def named(name: str) -> Tokenizer:

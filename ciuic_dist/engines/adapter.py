@@ -1,23 +1,18 @@
-"""What the adapters to other engines share: a group, an optimizer, bytes in use, ``extra.json``."""
+"""What the adapters to other engines share: a group, an optimizer, bytes in use."""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import AdamW
 
-from ciuic_dist.comm.groups import backend, device, rank
+from ciuic_dist.comm.groups import backend, device
 from ciuic_dist.config import OptimizerConfig
 from ciuic_dist.engines.evaluates import Evaluates
 from ciuic_dist.monitor.usage import TierUsage
-
-_EXTRA = "extra.json"
 
 
 class Adapter(Evaluates):
@@ -61,18 +56,3 @@ def device_usage() -> TierUsage:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     kibibytes = {line.partition(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
     return TierUsage(used=int(kibibytes["VmRSS"]) * 1024, peak=int(kibibytes["VmHWM"]) * 1024)
-
-
-def write_extra(folder: Path, extra: dict[str, Any]) -> None:
-    """Rank 0 puts ``extra`` (anything JSON can hold) into a checkpoint's folder."""
-    if rank() == 0:
-        with (folder / _EXTRA).open("w", encoding="utf-8") as file:
-            json.dump(extra, file)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def read_extra(path: Path) -> dict[str, Any]:
-    """The ``extra`` that ``write_extra`` put into ``path``."""
-    extra: dict[str, Any] = json.loads((path / _EXTRA).read_text(encoding="utf-8"))
-    return extra

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ciuic_dist.checkpoint.saving import Saving
 from ciuic_dist.monitor.spilling import Spilling
 from ciuic_dist.monitor.usage import TierUsage
 
@@ -39,8 +40,11 @@ class Engine(Protocol):
         """Loss of one batch of this rank without gradients: 0-dim fp32."""
         ...
 
-    def save(self, path: Path, extra: dict[str, Any]) -> None:
-        """Write everything a resume needs; every rank calls it; ``path`` appears only when complete."""
+    def save(self, path: Path, extra: dict[str, Any]) -> Saving | None:
+        """Write everything a resume needs; every rank calls it; ``path`` appears only when complete.
+
+        What it gives is to be waited for: training may go on meanwhile.
+        """
         ...
 
     def load(self, path: Path) -> dict[str, Any]:

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ciuic_dist.checkpoint.folder import whole_or_absent
+from ciuic_dist.checkpoint.partitioned import load_partitioned, save_partitioned
 from ciuic_dist.comm.groups import world_size
 from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
-from ciuic_dist.engines.adapter import Adapter, adamw, need_group, read_extra, write_extra
+from ciuic_dist.engines.adapter import Adapter, adamw, need_group
 from ciuic_dist.engines.base import Batch
+from ciuic_dist.engines.zero_parts import filling, parts_of
 from ciuic_dist.models.deferred import materialize
-
-_TAG = "state"
 
 
 class DeepSpeedEngine(Adapter):
-    """Stages 0 to 3 of ZeRO, without offload. A checkpoint loads onto the number of ranks that wrote it."""
+    """Stages 0 to 3 of ZeRO, without offload."""
 
     def __init__(
         self, model: nn.Module, *, engine: EngineConfig, optimizer: OptimizerConfig, train: TrainConfig
     ) -> None:
         deepspeed = _import()
         need_group()
+        self._compress = bool(train.compress_checkpoints)
         materialize(model)
         if engine.zero_stage == 3:
             _keep_experts_together(model)
@@ -51,25 +52,29 @@ class DeepSpeedEngine(Adapter):
 
     def step(self, max_norm: float | None) -> float | None:
         """See Engine. Clips to the train.clip that it was made with."""
+        norm = None if max_norm is None else self._norm()
         self._engine.step()
-        return None if max_norm is None else float(self._engine.get_global_grad_norm())
+        if max_norm is not None and norm is None:
+            norm = float(self._engine.get_global_grad_norm())
+        return norm
+
+    def _norm(self) -> float | None:
+        """Where DeepSpeed has no optimizer of its own (stage 0 in fp32): it clips then without saying the norm."""
+        if self._engine.optimizer is not self.optimizer:
+            return None
+        gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
 
     def save(self, path: Path, extra: dict[str, Any]) -> None:
-        """See Engine."""
-        with whole_or_absent(path) as draft:
-            self._engine.save_checkpoint(str(draft), tag=_TAG)
-            write_extra(draft, extra | {"world_size": world_size()})
+        """See Engine; the other engines can load it."""
+        parts = parts_of(self._engine, self.optimizer)
+        save_partitioned(path, self._engine.module, self.optimizer, parts, extra, compress=self._compress)
 
     def load(self, path: Path) -> dict[str, Any]:
-        """See Engine; but raises ConfigError on another number of ranks."""
-        extra = read_extra(path)
-        if extra["world_size"] != world_size():
-            raise ConfigError(
-                f"{path} was written by DeepSpeed on {extra['world_size']} ranks, which it can resume only on as many, "
-                f"not on {world_size()}"
-            )
-        self._engine.load_checkpoint(str(path), tag=_TAG)
-        return extra
+        """See Engine; also what the other engines have saved."""
+        engine, optimizer = self._engine, self.optimizer
+        parts, room = parts_of(engine, optimizer), partial(filling, engine, optimizer)
+        return load_partitioned(path, engine.module, optimizer, parts, room)
 
 
 def _import() -> Any:

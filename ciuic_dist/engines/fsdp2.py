@@ -7,17 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from ciuic_dist.checkpoint.folder import whole_or_absent
+from ciuic_dist.checkpoint.torch_sharded import load_torch_sharded, save_torch_sharded
 from ciuic_dist.comm.groups import device, world_size
 from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
-from ciuic_dist.engines.adapter import Adapter, adamw, need_group, read_extra, write_extra
+from ciuic_dist.engines.adapter import Adapter, adamw, need_group
 from ciuic_dist.engines.base import Batch
 from ciuic_dist.models.deferred import materialize
 from ciuic_dist.sharding.units import find_units
@@ -34,6 +31,7 @@ class FSDP2Engine(Adapter):
                 f"engine=fsdp2 always shards gradients and state: engine.stage={engine.stage} must be 2 or 3"
             )
         need_group()
+        self._compress = bool(train.compress_checkpoints)
         self.model = materialize(model)
         self._sharded = _shard(self.model, reshard=engine.stage == 3, bf16=train.precision == "bf16")
         self.optimizer = adamw(self.model, optimizer)
@@ -56,21 +54,12 @@ class FSDP2Engine(Adapter):
         return norm
 
     def save(self, path: Path, extra: dict[str, Any]) -> None:
-        """See Engine."""
-        with whole_or_absent(path) as draft:
-            save(self._state(), checkpoint_id=draft)
-            write_extra(draft, extra)
+        """See Engine; the paged engine can load it."""
+        save_torch_sharded(path, self.model, self.optimizer, extra, compress=self._compress)
 
     def load(self, path: Path) -> dict[str, Any]:
-        """See Engine."""
-        state = self._state()
-        load(state, checkpoint_id=path)
-        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        return read_extra(path)
-
-    def _state(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": model, "optimizer": optimizer}
+        """See Engine; also what the paged engine has saved."""
+        return load_torch_sharded(path, self.model, self.optimizer)
 
 
 def _shard(model: nn.Module, *, reshard: bool, bf16: bool) -> FSDPModule:

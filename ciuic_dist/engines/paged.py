@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ciuic_dist.checkpoint.files import load, save
+from ciuic_dist.checkpoint.saving import Saving
 from ciuic_dist.engines.base import Batch
 from ciuic_dist.engines.evaluates import Evaluates
 from ciuic_dist.memory.budget import Memory
@@ -38,6 +39,7 @@ class PagedEngine(Evaluates):
         memory: MemoryConfig | None = None,
         plan: Plan | None = None,
     ) -> None:
+        self._compress = bool(train.compress_checkpoints)
         precision = "bf16" if train.precision == "bf16" else None
         budget = None if memory is None else Memory(memory.device, memory.host, memory.nvme, memory.activations)
         self.model = shard(model, stage=engine.zero_stage, memory=budget, mixed_precision=precision, plan=plan)
@@ -65,9 +67,9 @@ class PagedEngine(Evaluates):
         self.optimizer.zero_grad()
         return norm
 
-    def save(self, path: Path, extra: dict[str, Any]) -> None:
-        """One folder that any number of ranks can load."""
-        save(path, model=self.model, optimizer=self.optimizer, **extra)
+    def save(self, path: Path, extra: dict[str, Any]) -> Saving:
+        """One folder that any number of ranks can load; written while training goes on."""
+        return save(path, model=self.model, optimizer=self.optimizer, wait=False, compress=self._compress, **extra)
 
     def load(self, path: Path) -> dict[str, Any]:
         """Model and optimizer in place; returns what else was saved."""

@@ -1,21 +1,30 @@
-"""The folder of a run: ``config.yaml``, ``plan.json``, ``metrics.jsonl``, plots and ``checkpoints/step-000123``."""
+"""The folder of a run: ``config.yaml``, ``plan.json``, ``metrics.jsonl``, plots and ``checkpoints/step-000123``.
+
+A checkpoint with a file called ``pinned`` in it is never deleted; one that didn't verify is put aside, as
+``step-000123.corrupt``.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import re
-import shutil
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from ciuic_dist.checkpoint import disk
+from ciuic_dist.checkpoint.errors import needing_room
+from ciuic_dist.checkpoint.folder import discard, recover
 from ciuic_dist.config import Config, ConfigError, flatten, to_mapping
 
 # What a checkpoint depends on. Anything else (learning rate, steps, stage, ...) may change on resume.
-_FIXED = re.compile(r"(model|data)\..*|train\.(global_batch|seed)|engine\.name")
-_FIXED_TOO = {"deepspeed": {"engine.stage", "train.precision"}}  # its files depend on them
+_FIXED = re.compile(r"(model|data)\..*|train\.(global_batch|seed)")
 _COMPLETE = re.compile(r"step-(\d{6,})")
+_KEPT = re.compile(rf"{_COMPLETE.pattern}(\.corrupt(-\d+)?)?")
+_PINNED = "pinned"
 
 
 class RunFolder:
@@ -44,14 +53,15 @@ class RunFolder:
         except BlockingIOError:
             message = f"{self.path} is in use by another process: wait for it, or give another run.name"
             raise ConfigError(message) from None
+        for entry in self._checkpoints.glob("step-*.previous"):
+            recover(entry.with_suffix(""))
         step = self.newest()
         changes = self._changes() if step else []
         for entry in self._checkpoints.iterdir():
-            if not _COMPLETE.fullmatch(entry.name):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if not _KEPT.fullmatch(entry.name):
+                disk.delete(entry)
         if step < self._config.train.steps:
-            text = yaml.safe_dump(to_mapping(self._config), sort_keys=False)
-            self._settings.write_text(text, encoding="utf-8")
+            _replace(self._settings, yaml.safe_dump(to_mapping(self._config), sort_keys=False))
         return step, changes
 
     def release(self) -> None:
@@ -66,42 +76,73 @@ class RunFolder:
 
     def newest(self) -> int:
         """The step of the newest complete checkpoint, 0 without one."""
-        return max(self._steps(), default=0)
+        return max(self.steps(), default=0)
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, in order."""
+        names = (_COMPLETE.fullmatch(entry.name) for entry in self._checkpoints.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def put_aside(self, step: int) -> Path:
+        """Keep a checkpoint that didn't verify where it doesn't count; returns where."""
+        aside = self.checkpoint(step).with_suffix(".corrupt")
+        for number in count(2):
+            if not aside.exists():
+                break
+            aside = aside.with_suffix(f".corrupt-{number}")
+        disk.rename(self.checkpoint(step), aside)
+        disk.sync_folder(self._checkpoints)
+        return aside
 
     def keep_plan(self, text: str | None) -> None:
         """Write the plan that is followed, or none; a reader sees the old one or the new one."""
         if text is None:
             self.plan.unlink(missing_ok=True)
             return
-        draft = self.plan.with_name(f"{self.plan.name}.partial")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(self.plan)
+        _replace(self.plan, text)
+
+    def read_plan(self) -> str | None:
+        """What ``keep_plan`` wrote last."""
+        return self.plan.read_text(encoding="utf-8") if self.plan.exists() else None
 
     def prune(self) -> None:
-        """Delete all but the newest checkpoints; call it when the newest is complete."""
-        for step in sorted(self._steps())[: -self._config.train.keep_checkpoints]:
-            # Renamed first: a crash half-way must not leave something that looks complete.
-            doomed = self.checkpoint(step).rename(self._checkpoints / f"old-{step:06d}")
-            shutil.rmtree(doomed)
-
-    def _steps(self) -> list[int]:
-        names = (_COMPLETE.fullmatch(entry.name) for entry in self._checkpoints.iterdir())
-        return [int(name[1]) for name in names if name]
+        """Delete the checkpoints that are neither among the newest nor pinned; call it when the newest is durable."""
+        for step in self.steps()[: -self._config.train.keep_checkpoints]:
+            if not (self.checkpoint(step) / _PINNED).exists():
+                discard(self.checkpoint(step))
 
     def _changes(self) -> list[str]:
         """``config.yaml`` against the settings of now. Raises ConfigError for what a checkpoint depends on."""
-        before = flatten(yaml.safe_load(self._settings.read_text(encoding="utf-8")))
+        before = self._settings_before()
         now = flatten(to_mapping(self._config))
         changes = {
             key: f"{key} ({before.get(key)} there, {now.get(key)} now)"
             for key in sorted({*before, *now})
             if before.get(key) != now.get(key) and not key.startswith("run.")
         }
-        too = _FIXED_TOO.get(self._config.engine.name, set())
-        fatal = [change for key, change in changes.items() if _FIXED.fullmatch(key) or key in too]
+        fatal = [change for key, change in changes.items() if _FIXED.fullmatch(key)]
         if fatal:
             raise ConfigError(
                 f"{self.path} holds a run with other settings: {', '.join(fatal)}; "
                 f"give another run.name or delete that folder"
             )
         return list(changes.values())
+
+    def _settings_before(self) -> dict[str, Any]:
+        try:
+            return flatten(yaml.safe_load(self._settings.read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"{self._settings} can't be read, so it isn't known what the checkpoints beside it are of: "
+                f"put back a copy, or give another run.name ({error})"
+            ) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    """A reader, also after a crash, finds the old text or the new one. Raises NoRoom."""
+    draft = path.with_name(f"{path.name}.partial")
+    with needing_room(path.parent):
+        disk.delete(draft)
+        disk.write_file(draft, text.encode())
+        disk.rename(draft, path)
+        disk.sync_folder(path.parent)

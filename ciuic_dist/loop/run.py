@@ -6,6 +6,8 @@ import gc
 import hashlib
 import os
 import sys
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -15,19 +17,22 @@ import torch.distributed as dist
 from torch import nn
 
 from ciuic_dist import data
+from ciuic_dist.checkpoint.errors import CorruptCheckpoint
 from ciuic_dist.comm import groups
 from ciuic_dist.comm.agreement import agree
 from ciuic_dist.comm.together import on_rank_zero
 from ciuic_dist.config import Config, to_mapping
 from ciuic_dist.data.sources import describe
+from ciuic_dist.engines.base import Engine
 from ciuic_dist.engines.build import build as build_engine
 from ciuic_dist.estimate.calls import Seen
+from ciuic_dist.estimate.compression import pays
 from ciuic_dist.estimate.job import plan_again
 from ciuic_dist.loop.folder import RunFolder
 from ciuic_dist.loop.peers import PeerWatch
 from ciuic_dist.loop.planned import follow, kept_plan, named_plan, own_plan, plans_itself
 from ciuic_dist.loop.schedule import micro_batch_of
-from ciuic_dist.loop.signals import StopRequest
+from ciuic_dist.loop.signals import STOPPED, StopRequest
 from ciuic_dist.loop.trainer import Trainer
 from ciuic_dist.loop.watch import JUDGED, Watch, comparison
 from ciuic_dist.memory.budget import BudgetError
@@ -36,7 +41,6 @@ from ciuic_dist.monitor.plots import plot_losses
 from ciuic_dist.planning.plan import Plan
 
 FINISHED: Final = 0
-STOPPED: Final = 75  # "temporary failure" in sysexits.h: the same command goes on
 
 
 def run(config: Config) -> int:
@@ -71,6 +75,7 @@ class _Run:
         self._corpus = corpus
         self._folder = folder
         self._stop = stop
+        self._compress = bool(config.train.compress_checkpoints)
 
     def run(self, plan: Plan | None) -> int:
         """Follow ``plan``, the one the run had or a new one; returns the exit code."""
@@ -84,18 +89,19 @@ class _Run:
                 f"{folder.path} is finished: {first} steps. More train.steps continue it, another run.name starts anew"
             )
             return FINISHED
+        if self._config.train.compress_checkpoints is None:
+            self._compress = pays(folder.path)
         itself = plans_itself(self._config)
         if itself:
             plan = kept_plan(folder.plan, self._config, changes) if first else None
             plan = plan or own_plan(self._config, model)
         done = self._train(plan, first, may_change=itself and first < JUDGED)
-        if groups.rank() == 0:
-            plot_losses(folder.metrics, folder.path / "loss.png")
-        if done < steps:
-            _say(f"stopped by a signal after step {done} of {steps}; the same command goes on from there")
-            return STOPPED
-        _say(f"finished: {folder.path}")
-        return FINISHED
+        finished = done == steps
+        stopped = f"stopped by a signal after step {done} of {steps}; the same command goes on from there"
+        _say(f"finished: {folder.path}" if finished else stopped)
+        # On all ranks, since torchrun ends the others when one has left with another code than 0.
+        on_rank_zero(lambda: plot_losses(folder.metrics, folder.path / "loss.png"))
+        return FINISHED if finished else STOPPED
 
     def _train(self, plan: Plan | None, first: int, *, may_change: bool) -> int:
         """From step ``first`` on; the steps done. A better plan goes on from a checkpoint, the old one if it fails."""
@@ -113,6 +119,7 @@ class _Run:
     def _follow(self, plan: Plan | None, first: int, *, may_change: bool) -> tuple[int, Plan | None]:
         """With one engine; the steps done, and a plan that is worth a change."""
         config, folder, model = follow(self._config, plan), self._folder, self._model()
+        config = replace(config, train=replace(config.train, compress_checkpoints=self._compress))
         watch = self._watch(plan, may_change=may_change)
         self._keep(plan)
         _say(_header(config, self._corpus, model))
@@ -120,9 +127,7 @@ class _Run:
             config.engine, model, optimizer=config.optimizer, train=config.train, memory=config.memory, plan=plan
         )
         try:
-            if first:
-                _say(f"resuming {folder.path} after step {first}")
-                engine.load(folder.checkpoint(first))
+            first = _resume(engine, folder, first)
             done = Trainer(config, engine, self._corpus, folder, first, watch).run(self._stop)
         finally:
             engine.close()
@@ -150,6 +155,29 @@ class _Run:
     def _keep(self, plan: Plan | None) -> None:
         if groups.rank() == 0:
             self._folder.keep_plan(None if plan is None else plan.to_json())
+
+
+def _resume(engine: Engine, folder: RunFolder, newest: int) -> int:
+    """Load the newest checkpoint, or if it is corrupt the newest one that verifies, and say so; its step.
+
+    0 where there is none yet. Raises CorruptCheckpoint where none verifies.
+    """
+    corrupt: list[int] = []
+    for step in sorted(on_rank_zero(folder.steps), reverse=True) if newest else ():
+        _say(f"resuming {folder.path} after step {step}")
+        try:
+            engine.load(folder.checkpoint(step))
+        except CorruptCheckpoint as error:
+            _say(f"that checkpoint is corrupt: {error}")
+            corrupt.append(step)
+            continue
+        for other in corrupt:
+            aside = on_rank_zero(partial(folder.put_aside, other))
+            _say(f"the corrupt checkpoint of step {other} is now {aside}, and counts no more")
+        return step
+    if corrupt:
+        raise CorruptCheckpoint(f"no checkpoint of {folder.path} verifies: put back a copy, or give another run.name")
+    return 0
 
 
 def _header(config: Config, corpus: data.Corpus, model: nn.Module) -> str:

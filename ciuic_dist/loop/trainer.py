@@ -12,10 +12,12 @@ import torch
 import torch.distributed as dist
 from torch.optim.lr_scheduler import LambdaLR
 
+from ciuic_dist.checkpoint.errors import needing_room
 from ciuic_dist.comm.groups import device, rank, world_size
 from ciuic_dist.config import Config
 from ciuic_dist.data import Batches, Corpus
 from ciuic_dist.engines.base import Batch, Engine
+from ciuic_dist.loop.checkpoints import Checkpoints
 from ciuic_dist.loop.folder import RunFolder
 from ciuic_dist.loop.schedule import lr_factor, micro_batch_of, sample_seed
 from ciuic_dist.loop.signals import StopRequest
@@ -38,6 +40,7 @@ class Trainer:
         self._first_step = first_step
         self._watch = watch
         self._spilling: Spilling | None = None
+        self._checkpoints = Checkpoints(engine, folder, config)
         self._micro_batch = micro_batch_of(config.train, world_size())
         # What a checkpoint brought is set anew: the settings of this start count, and the rest follows from the step.
         for group in engine.optimizer.param_groups:
@@ -58,9 +61,10 @@ class Trainer:
                 record.add(metrics)
                 stopping = stopping or (not last and self._judged(metrics))
                 if last or stopping or done % self._train.checkpoint_every == 0:
-                    self._save(done)
+                    self._checkpoints.save(done)
                 if stopping:
                     break
+            self._checkpoints.settle()
         return done
 
     def _step(self, number: int, stop: StopRequest, *, validate: bool) -> tuple[StepMetrics, bool]:
@@ -77,7 +81,11 @@ class Trainer:
         lr = self._engine.optimizer.param_groups[0]["lr"]
         norm = self._engine.step(self._train.clip)
         self._scheduler.step()
-        mean, stops = _sums(loss.item() / len(batches) / world_size(), float(stop.made))
+        mean, stops, saved = _sums(
+            loss.item() / len(batches) / world_size(), float(stop.made), float(self._checkpoints.are_done)
+        )
+        if saved == world_size():  # the same step on every rank
+            self._checkpoints.settle()
         tokens = self._train.global_batch * batches[0]["input_ids"].shape[1]
         seconds = time.monotonic() - began
         metrics = StepMetrics(
@@ -88,6 +96,8 @@ class Trainer:
             grad_norm=norm,
             memory=self._engine.status(),
             seconds=seconds,
+            samples=(start, start + self._train.global_batch),
+            checkpoint_seconds=self._checkpoints.take_seconds(),
             spilling=self._moved(),
             validation_loss=self._validate() if validate else None,
         )
@@ -127,26 +137,24 @@ class Trainer:
         )
         return [{name: tensor.to(device()) for name, tensor in batch.items()} for batch in batches]
 
-    def _save(self, step: int) -> None:
-        self._engine.save(self._folder.checkpoint(step), {"step": step})
-        if rank() == 0:
-            self._folder.prune()
-
 
 class _Record:
     """Rank 0's metrics file and display; nothing elsewhere."""
 
     def __init__(self, folder: RunFolder, steps: int, first_step: int, watch: Watch | None) -> None:
+        self._folder = folder
         self._watch = watch
         self._open = ExitStack()
         self._file: MetricsFile | None = None
         if rank() == 0:
-            self._file = self._open.enter_context(MetricsFile(folder.metrics, resumed_step=first_step))
+            with needing_room(folder.path):
+                self._file = self._open.enter_context(MetricsFile(folder.metrics, resumed_step=first_step))
             self._progress = self._open.enter_context(Progress(steps, first_step=first_step))
 
     def add(self, metrics: StepMetrics) -> None:
         if self._file is not None:
-            self._file.write(metrics)
+            with needing_room(self._folder.path):
+                self._file.write(metrics)
             self._progress.update(metrics, None if self._watch is None else expected(self._watch.plan))
 
     def __enter__(self) -> Self:

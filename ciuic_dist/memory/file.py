@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
-import mmap
 import os
 import tempfile
 import threading
@@ -17,12 +15,12 @@ from pathlib import Path
 from torch import Tensor
 
 from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.memory.direct import BLOCK, bypass_cache, padded
 from ciuic_dist.memory.mapping import private
 from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.tier import PageError, check_access, check_length, slots_usage
 from ciuic_dist.monitor.usage import TierUsage
 
-_BLOCK = 4096
 """Bytes. Direct input and output wants addresses, lengths and offsets in multiples of the drive's block."""
 _BOUNCE = 1 << 20
 """Bytes, one buffer a thread, for what is not so aligned."""
@@ -46,8 +44,8 @@ class FileTier:
         """
         from xxhash import xxh3_64  # here: `import ciuic_dist` does without it
 
-        if slots < 1 or page_bytes < 1 or page_bytes % _BLOCK:
-            raise ValueError(f"{slots} slots of {page_bytes} bytes: there must be one, of a multiple of {_BLOCK} bytes")
+        if slots < 1 or page_bytes < 1 or page_bytes % BLOCK:
+            raise ValueError(f"{slots} slots of {page_bytes} bytes: there must be one, of a multiple of {BLOCK} bytes")
         self.page_bytes = page_bytes
         self.pool = SlotPool(slots)
         self.bytes_written = 0
@@ -65,7 +63,7 @@ class FileTier:
         except BaseException:
             self.close()
             raise
-        self._direct = _bypass_cache(self._file)
+        self._direct = bypass_cache(self._file)
 
     def write(self, slot: int, source: Tensor, name: str) -> None:
         """See Tier."""
@@ -129,15 +127,14 @@ class FileTier:
     def _parts(self, slot: int, content: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Ranges of ``content``, the buffer to move each through (itself where aligned), and its place in the file."""
         start, length = slot * self.page_bytes, content.numel()
-        aligned = 0 if content.data_ptr() % _BLOCK else length - length % _BLOCK
+        aligned = 0 if content.data_ptr() % BLOCK else length - length % BLOCK
         bulk = aligned if self._direct else length
         if bulk:
             part = content[:bulk]
             yield part, part, start
         for done in range(bulk, length, _BOUNCE):
             part = content[done : done + _BOUNCE]
-            blocks = -(-part.numel() // _BLOCK)
-            yield part, self._bounce_buffer()[: blocks * _BLOCK], start + done
+            yield part, self._bounce_buffer()[: padded(part.numel())], start + done
 
     def _bounce_buffer(self) -> Tensor:
         if not hasattr(self._buffers, "bounce"):
@@ -163,7 +160,7 @@ class FileTier:
             except BlockingIOError:
                 continue
             if self._direct:
-                moved -= moved % _BLOCK  # go on from a whole block
+                moved -= moved % BLOCK  # go on from a whole block
             if moved == 0:
                 raise OSError(errno.EIO, f"it ends at byte {offset + done}")
             done += moved
@@ -204,16 +201,4 @@ def _allocate(descriptor: int, size: int) -> bool:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             return False
         os.ftruncate(descriptor, size)
-    return True
-
-
-def _bypass_cache(descriptor: int) -> bool:
-    """Switch to O_DIRECT; False where the file system refuses it, at once or when it is used."""
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
-        os.preadv(descriptor, [mmap.mmap(-1, _BLOCK)], 0)
-    except OSError:
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
-        return False
     return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from ciuic_dist.config import ConfigError, ModelConfig
 from ciuic_dist.models.deferred import defer, record
-from ciuic_dist.models.pretrained import Pretrained
+from ciuic_dist.models.pretrained import pretrained
 from ciuic_dist.models.sizes import FAMILIES, Family
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def build(config: ModelConfig, *, vocab_size: int | None, seed: int) -> nn.Modul
         model.loss_type = "ForCausalLM"  # type: ignore[assignment]  # a plain attribute of the module
     if config.pretrained:
         assert config.path is not None
-        defer(model, Pretrained(model, config.path, hf, seed))
+        defer(model, pretrained(model, config.path, seed))
     return model
 
 
@@ -107,19 +106,11 @@ def _published_config(config: ModelConfig, path: str) -> PretrainedConfig:
         ) from error
     fields = published.to_dict()
     fields.pop("model_type")
-    quantized = fields.pop("quantization_config", None)
-    if config.pretrained and quantized is not None:
-        raise ConfigError(f"the weights at {path} are quantized: training needs plain ones")
-    if config.pretrained and Path(path).is_dir() and not _has_weights(Path(path)):
-        raise ConfigError(f"model.pretrained: {path} holds no weights (*.safetensors or *.bin)")
+    fields.pop("quantization_config", None)
     layers = config.overrides.get("num_hidden_layers")
     if layers is not None and fields.get("layer_types"):
         fields["layer_types"] = fields["layer_types"][:layers]  # a list with one entry a layer
     return _make_config(published.model_type, fields, config.overrides)
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(entry.suffix in {".safetensors", ".bin"} for entry in folder.iterdir())
 
 
 def _make_config(model_type: str, fields: dict[str, Any], overrides: dict[str, Any]) -> PretrainedConfig:

@@ -1,13 +1,13 @@
 """The recorded operations run again on the CPU, and only those that somebody will see.
 
 Backwards through the program: an operation is live if it writes a storage that a live one reads
-or that the module keeps. Dead operations are left out, except that random ones still draw their
-numbers, into memory that is freed at once: those after them must find the generator where it was.
+or that the module keeps. Dead operations are left out, except that random ones before a live random
+one still draw their numbers, into memory that is freed at once: it must find the generator where it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +35,19 @@ class Program:
 
     def __init__(self, calls: Sequence[Call], places: Sequence[tuple[Tensor, View | None]], seed: int) -> None:
         self._seed = seed
+        self._calls = calls
+        self._places = places
         self._constants = [tensor for tensor, view in places if view is None]
         self._kept: dict[int, list[tuple[Tensor, View]]] = {}
         for tensor, view in places:
             if view is not None:
                 self._kept.setdefault(view.storage, []).append((tensor, view))
         self._steps = _live_steps(calls, frozenset(self._kept))
+
+    def only(self, tensors: Collection[Tensor]) -> Program:
+        """The recipe of some of its tensors, with the values that they have among all."""
+        chosen = set(tensors)
+        return Program(self._calls, [place for place in self._places if place[0] in chosen], self._seed)
 
     def replay(self, emit: Callable[[Tensor, Tensor], None]) -> None:
         """See Recipe.replay. Peak memory: the storages in work, as a rule one parameter."""
@@ -81,14 +88,16 @@ def _live_steps(calls: Sequence[Call], kept: frozenset[int]) -> list[Step]:
     steps: list[Step] = []
     live = set(kept)
     seen: set[int] = set()
+    drawn = False
     for call in reversed(calls):
         # What a random call reads may decide how much it draws: those are never run on scratch.
-        if call.defines & live or (call.random and call.uses - call.defines):
+        if call.defines & live or (drawn and call.random and call.uses - call.defines):
+            drawn |= call.random
             touched = call.uses | call.defines
             steps.append(Step(call, True, tuple(sorted(touched - seen))))
             seen |= touched
             live = (live - call.kills) | call.uses
-        elif call.random:
+        elif call.random and drawn:
             steps.append(Step(call, False, ()))
     return steps[::-1]
 

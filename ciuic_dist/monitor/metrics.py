@@ -26,7 +26,9 @@ class StepMetrics:
     grad_norm: float | None  # before clipping; None where it isn't measured
     memory: Mapping[str, TierUsage]
     seconds: float  # that the step took, on this rank
+    samples: tuple[int, int] = (0, 0)  # of all that the run sees, the first of this step and the first after it
     spilling: Spilling | None = None  # of this rank in this step
+    checkpoint_seconds: float | None = None  # that training has spent on a checkpoint since the last step's record
     validation_loss: float | None = None  # None on steps without validation
 
 
@@ -50,11 +52,16 @@ class MetricsFile:
             "lr": metrics.lr,
             "memory": {tier: {"used": usage.used, "peak": usage.peak} for tier, usage in metrics.memory.items()},
         }
+        record["samples"] = list(metrics.samples)
+        if metrics.checkpoint_seconds is not None:
+            record["checkpoint_s"] = metrics.checkpoint_seconds
         if metrics.spilling is not None:
             record["spilling"] = _moves(metrics.spilling, metrics.seconds)
         if metrics.validation_loss is not None:
             record["validation_loss"] = _finite(metrics.validation_loss)
-        self._file.write(_line(record))
+        line = memoryview(_line(record))
+        while line:
+            line = line[self._file.write(line) :]
 
     def close(self) -> None:
         self._file.close()
@@ -81,7 +88,7 @@ def _moves(spilling: Spilling, seconds: float) -> dict[str, Any]:
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a metrics file, in order; a line that a crash left half-written is passed over.
 
-    A value that was not finite is None.
+    So is one that was damaged so far that it has no step or no loss. A value that was not finite is None.
     """
     with path.open("rb") as file:
         for line in file:
@@ -89,7 +96,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if isinstance(record, dict) and isinstance(record.get("step"), int) and "loss" in record:
                 yield record
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 from weakref import WeakMethod
 
@@ -181,6 +184,11 @@ class PagedOptimizer(Optimizer):
         """Of each parameter that this rank has a piece of: its flat, and the piece, however many spans it lies in."""
         return [(member.flat, member.place) for member in self._members.values() if member.pieces]
 
+    def spans_of(self, flat: Flat) -> list[tuple[int, int, Part | None]]:
+        """What is updated at once, with the part for it where any of it is this optimizer's."""
+        spans = flat.spans() if id(flat) not in self._flat_states else self._flat_states[id(flat)].spans()
+        return [(low, high, self._parts.get((id(flat), low))) for low, high in spans]
+
     def piece_states(self) -> list[tuple[Flat, Piece, dict[str, Any]]]:
         """The same with the inner optimizer's state; what has one value an element as a ``StateValues``."""
         return [(m.flat, m.place, self._state_of(m)) for m in self._members.values() if m.pieces]
@@ -208,17 +216,25 @@ class PagedOptimizer(Optimizer):
         """Each group's settings."""
         return [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
 
-    def take(self, states: list[dict[str, Any]], settings: list[dict[str, Any]]) -> None:
-        """Take a state for each of ``places``, and ``settings``, with torch's rules for dtypes and devices."""
+    def take(
+        self,
+        settings: Sequence[dict[str, Any]],
+        states_of: Callable[[Flat, Sequence[Piece]], Sequence[dict[str, Any]]],
+    ) -> None:
+        """Take each group's ``settings`` and new state, with torch's rules for dtypes and devices.
+
+        ``states_of`` gives the state of some pieces of a flat, those of one span; it is asked for one span at a time.
+        """
         groups = self.inner.state_dict()["param_groups"]
-        numbers = {piece: number for number, piece in enumerate(self._inner_pieces())}
-        cut = {}
-        for member, state in zip((m for m in self._members.values() if m.pieces), states, strict=True):
-            for piece in member.pieces if state else ():
-                cut[numbers[piece]] = {key: _cut(value, member.place, piece.place) for key, value in state.items()}
-        self.load_state_dict(
-            {"state": cut, "param_groups": [here | saved for here, saved in zip(groups, settings, strict=True)]}
-        )
+        both = [here | saved for here, saved in zip(groups, settings, strict=True)]
+        self._forget_state()
+        self._load_inner({"state": {}, "param_groups": both})
+        trial = copy.copy(self.inner)
+        for part in self._parts.values():
+            pieces = list(part.pieces)
+            states = states_of(part.flat, [piece.place for piece in pieces])
+            with part.open_state(self.inner, dirty=True):
+                self.inner.state.update(_as_loaded(trial, part.groups, states))
 
     def _inner_pieces(self) -> list[PieceParameter]:
         return [piece for group in self.inner.param_groups for piece in group["params"]]
@@ -252,10 +268,19 @@ class PagedOptimizer(Optimizer):
                         f"{key} of parameter piece {index} has {value.numel()} elements where this rank keeps "
                         f"{pieces[index].numel()}: it was saved by another rank or world; use cd.save and cd.load"
                     )
+        self._forget_state()
+        self._load_inner(state_dict)
+        self._put_state_away()
+
+    def _forget_state(self) -> None:
+        for sharded in self._sharded:
+            if sharded.keeper is not None:
+                sharded.keeper.wait()
         for state in self._flat_states.values():
             state.forget()
+
+    def _load_inner(self, state_dict: dict[str, Any]) -> None:
         self.inner.load_state_dict(state_dict)
-        self._put_state_away()
         for inner, outer in zip(self.inner.param_groups, self.param_groups, strict=True):
             outer.update({key: value for key, value in inner.items() if key != "params"})
 
@@ -308,11 +333,16 @@ class StateValues:
     read: Callable[[], Tensor]
 
 
-def _cut(value: Any, whole: Piece, part: Piece) -> Any:
-    """State of the piece ``whole`` as it is for ``part`` of it."""
-    if isinstance(value, Tensor) and value.dim() > 0 and value.numel() == whole.numel:
-        return value[part.start - whole.start :][: part.numel]
-    return value.clone() if isinstance(value, Tensor) else value
+def _as_loaded(
+    trial: Optimizer, groups: Sequence[list[PieceParameter]], states: Sequence[dict[str, Any]]
+) -> dict[Tensor, dict[str, Any]]:
+    """``states`` of the pieces in ``groups`` as a ``load_state_dict`` of ``trial`` makes them."""
+    numbers = count()
+    trial.state = defaultdict(dict)
+    trial.param_groups = [{**g, "params": members} for g, members in zip(trial.param_groups, groups, strict=True)]
+    numbered = [{**group, "params": [next(numbers) for _ in group["params"]]} for group in trial.param_groups]
+    trial.load_state_dict({"state": {n: s for n, s in enumerate(states) if s}, "param_groups": numbered})
+    return dict(trial.state)
 
 
 def _home(parameter: Any) -> Home:

@@ -104,10 +104,15 @@ class Part:
 
     def __init__(self, flat: Flat, low: int, high: int, state: FlatState, groups: int) -> None:
         self.flat = flat
+        self.low = low
+        self.high = high
         self.groups: list[list[PieceParameter]] = [[] for _ in range(groups)]
-        self._low = low
-        self._high = high
         self._state = state
+
+    @property
+    def state_in_columns(self) -> bool:
+        """Whether it has to be opened to be read."""
+        return self._state.in_columns
 
     @property
     def pieces(self) -> Iterator[PieceParameter]:
@@ -120,6 +125,8 @@ class Part:
         if not any(self.flat.touched[piece.place.index] for piece in self.pieces):
             return
         with self._on_device(), self.open_state(inner, dirty=True):
+            if self.flat.keeper is not None:
+                self.flat.keeper.before_update(self.flat, self.low, self.high, inner)
             with only(inner, self.groups):
                 inner.step()
             for piece in self.pieces:
@@ -137,7 +144,7 @@ class Part:
             def span(key: str, dtype: torch.dtype) -> Tensor:
                 if key not in spans:
                     column = self._state.column(key, dtype)
-                    spans[key] = stack.enter_context(opened(column, self._low, self._high, dirty=dirty))
+                    spans[key] = stack.enter_context(opened(column, self.low, self.high, dirty=dirty))
                 return spans[key]
 
             for piece in self.pieces:
@@ -163,7 +170,7 @@ class Part:
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        flat, low, high = self.flat, self._low, self._high
+        flat, low, high = self.flat, self.low, self.high
         with (
             flat.opened_master(low, high, dirty=True) as master,
             opened(flat.gradient, low, high, dirty=False) as gradient,
@@ -176,7 +183,7 @@ class Part:
                 piece.data = piece.absent
 
     def _cut(self, span: Tensor, piece: PieceParameter) -> Tensor:
-        start = piece.place.shard_offset - self._low
+        start = piece.place.shard_offset - self.low
         return span[start : start + piece.place.numel]
 
 

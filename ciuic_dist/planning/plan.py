@@ -95,12 +95,13 @@ class Plan:
 
     def to_json(self) -> str:
         """Text that `from_json` reads back."""
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(asdict(self) | {"digest": self.digest}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """A plan from `to_json`. Raises KeyError, TypeError or ValueError where it is none."""
+        """A plan from `to_json`. Raises KeyError, TypeError or ValueError where it is none, or was changed since."""
         fields: dict[str, Any] = json.loads(text)
+        digest = fields.pop("digest")
         fields["machine"] = Machine(**fields["machine"])
         fields["training"] = Training(**fields["training"])
         fields["units"] = tuple(
@@ -108,7 +109,10 @@ class Plan:
         )
         fields["predicted"] = Prediction(**fields["predicted"])
         fields["advice"] = tuple(Advice(**entry) for entry in fields["advice"])
-        return cls(**fields)
+        plan = cls(**fields)
+        if plan.digest != digest:
+            raise ValueError("it was changed after it was made")
+        return plan
 
     @property
     def choice(self) -> Choice:
@@ -126,4 +130,4 @@ class Plan:
     @property
     def digest(self) -> str:
         """Equal for equal plans: what ranks agree on."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]

@@ -9,7 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ciuic_dist.comm.groups import rank, world_size
+from ciuic_dist.comm.together import together
 from ciuic_dist.models.deferred import recipe_of
+from ciuic_dist.models.stored import Stored, read_into
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.reset import ResetRecipe
 from ciuic_dist.sharding.values import write_parameter, write_shard
@@ -50,11 +52,27 @@ def _fill_from_recipe(model: nn.Module, flats: Sequence[Flat], device: torch.dev
             if old.is_meta and module._buffers[name] is old:
                 module._buffers[name] = real.to(device)
 
-    recipe.replay(emit)
+    with together():  # files may be there on one rank and not on another
+        if isinstance(recipe, Stored):
+            for flat in flats:
+                _fill_from_storage(flat, recipe)
+            recipe = recipe.without([parameter for flat in flats for parameter in flat.parameters])
+        recipe.replay(emit)
     for flat in flats:
         for parameter in flat.parameters:
             if not parameter.is_meta:  # a model that is partly on meta keeps the values it has
                 emit(parameter, _broadcast(parameter.detach().to(flat.device, copy=True).contiguous()))
+
+
+def _fill_from_storage(flat: Flat, stored: Stored) -> None:
+    """Read what this rank keeps of the flat, and nothing else, to where it stays."""
+    with flat.held():
+        for low, high in flat.spans():
+            with flat.opened_master(low, high, dirty=True) as master:
+                for piece in flat.pieces(low, high):
+                    source = stored.source(flat.parameters[piece.index])
+                    if source is not None:
+                        read_into(master[piece.shard_offset - low :][: piece.numel], source, piece.start)
 
 
 def _share_buffers(model: nn.Module, device: torch.device) -> None:

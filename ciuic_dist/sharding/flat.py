@@ -64,6 +64,26 @@ class Home(Protocol):
         ...
 
 
+class Keeper(Protocol):
+    """Keeps values as they were, which it is still writing down somewhere."""
+
+    def wait(self) -> None:
+        """Return when it has; raise what failed."""
+        ...
+
+    def before_update(self, flat: Flat, low: int, high: int, owner: object) -> None:
+        """A span's master and the state that ``owner`` has for it are open, and about to be written to."""
+        ...
+
+    def after_update(self) -> None:
+        """An update is over."""
+        ...
+
+    def abandon(self) -> None:
+        """The model's memory is about to go; returns when nothing is read any more."""
+        ...
+
+
 class Flat:
     """The parameters of one unit that have one dtype and are all trained or all frozen."""
 
@@ -98,6 +118,7 @@ class Flat:
         self.paging = paging
         self.spills = spills
         self.home: Home | None = None
+        self.keeper: Keeper | None = None
         self.stubs = self._make_stubs() if spills else []
         self.full: Tensor
         self.shard: Tensor

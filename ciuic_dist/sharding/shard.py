@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
+from os import PathLike
 
 import torch
 from torch import nn
@@ -14,7 +15,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from ciuic_dist.comm import groups
 from ciuic_dist.comm.agreement import agree
 from ciuic_dist.comm.shared import open_pool
-from ciuic_dist.memory.budget import Memory
+from ciuic_dist.comm.together import together
+from ciuic_dist.memory.budget import BudgetError, Memory
+from ciuic_dist.models.deferred import defer, recipe_of
+from ciuic_dist.models.pretrained import WholePretrained, pretrained
 from ciuic_dist.planning.plan import Plan
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.exchange.board import BoardLayout
@@ -48,6 +52,7 @@ def shard(
     mixed_precision: str | None = None,
     units: UnitRule = None,
     plan: Plan | None = None,
+    weights: str | PathLike[str] | None = None,
 ) -> nn.Module:
     """Shard ``model`` in place over the ranks of ``init`` and return it; every rank calls it alike.
 
@@ -60,9 +65,11 @@ def shard(
     ``memory``: what each tier may hold; None: all the device has, nothing is spilled.
     ``plan``: says the stage and the precision, the budgets as far as ``memory`` doesn't, and which units stay full.
     Micro-batches are the loop's own, and so is recomputing everything (``plan.recompute``), by the model's means.
+    ``weights``: where the values of a model of transformers on the meta device lie, a hub id or a folder. Each rank
+    reads its own slices of safetensors, as ``from_pretrained`` would have them; other files whole.
 
-    Raises ValueError for arguments that can't be and for a plan of another model, BudgetError for a budget that can't
-    be met, Disagreement where ranks pass different models or arguments; nothing is allocated before.
+    Raises ValueError for arguments that can't be, for a plan or ``weights`` of another model, BudgetError for a budget
+    that can't be met, Disagreement where ranks pass different models or arguments; nothing is allocated before.
     """
     specs = find_units(model, units)
     stays: frozenset[str] = frozenset()
@@ -72,8 +79,12 @@ def shard(
         mixed_precision = mixed_precision or ("bf16" if plan.training.precision == "bf16" else None)
     _check(model, stage, mixed_precision)
     groups.init(groups.timeout_seconds())
-    spill = _spill(memory)
+    if weights is not None:
+        _find_weights(model, str(weights))
     device = groups.device()
+    spill = _spill(memory)
+    if spill is not None and device.type == "cpu":
+        _check_reading(model, spill.budget)
     world = groups.world_size() if stage else 1
     owner = groups.rank() if stage else 0
     compute_dtype = PRECISIONS[mixed_precision]
@@ -107,6 +118,8 @@ def shard(
 
 
 def _spill(memory: Memory | None) -> Spill | None:
+    if not isinstance(memory, Memory | None):
+        raise TypeError(f"memory must be a cd.Memory, such as cd.Memory(device='2GiB'), not {memory!r}")
     if memory is None:
         return None
     ranks_on_host = groups.gather_objects(groups.host_identity()).count(groups.host_identity())
@@ -123,6 +136,25 @@ def _check(model: nn.Module, stage: int, mixed_precision: str | None) -> None:
         raise ValueError("this model, or a part of it, is sharded already")
     if next(model.parameters(), None) is None:
         raise ValueError("this model has no parameters to shard")
+
+
+def _find_weights(model: nn.Module, path: str) -> None:
+    seed = groups.gather_objects(torch.initial_seed())[0]  # of what the files lack
+    with together():
+        if not all(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError("weights= is for a model without values: build it under torch.device('meta')")
+        if not hasattr(type(model), "from_pretrained"):
+            raise ValueError(f"weights= is for models of transformers, and {type(model).__name__} is none")
+        defer(model, pretrained(model, path, seed))
+
+
+def _check_reading(model: nn.Module, budget: int) -> None:
+    recipe = recipe_of(model)
+    if isinstance(recipe, WholePretrained) and recipe.nbytes > budget:
+        raise BudgetError(
+            f"memory.device is {budget} bytes and reading these weights takes {recipe.nbytes}, as they aren't in "
+            "safetensors or can't be converted one by one: save them anew with transformers' save_pretrained"
+        )
 
 
 def _make_unit(

@@ -15,6 +15,7 @@ from ciuic_dist.planning.activations import Way
 from ciuic_dist.sharding.activations import Activations
 from ciuic_dist.sharding.division import Division
 from ciuic_dist.sharding.exchange.base import Exchange
+from ciuic_dist.sharding.flat import Keeper
 from ciuic_dist.sharding.gathers import Gathers
 from ciuic_dist.sharding.gradients import GradientFlow
 from ciuic_dist.sharding.sizes import Sizes
@@ -54,10 +55,11 @@ class Sharded:
         self.last = True
         self.accumulates = False
         self.updating = False
-        self.torn = False
+        self.torn: str | None = None
         self.compute_dtype: torch.dtype | None = None
         self.optimizers: WeakSet[HoldsState] = WeakSet()
         self.peak = 0
+        self.keeper: Keeper | None = None
         self._state_bytes = 0
         self._running: list[Unit] = []
 
@@ -73,12 +75,18 @@ class Sharded:
         if self.division is not None:
             self.division.check_pages()
 
+    def keep(self, keeper: Keeper | None) -> None:
+        """Tell ``keeper``, the only one, from now on what is about to be updated."""
+        self.keeper = keeper
+        for flat in self.flats:
+            flat.keeper = keeper
+
     def begin_forward(self, sizes: Sizes) -> None:
         """The model's forward begins, with tensors of these sizes."""
         if self.gradients.active:  # a backward that raised
             self._abandon_backward()
         self._running.clear()
-        self._refuse_while_updating()
+        self.refuse_while_updating()
         self.check()
         if self.division is not None:
             self.division.begin_forward(sizes, gradients=torch.is_grad_enabled())
@@ -96,7 +104,7 @@ class Sharded:
 
     def begin_backward(self) -> None:
         """The first gradient of a backward has come."""
-        self._refuse_while_updating()
+        self.refuse_while_updating()
         self.accumulates |= not self.last
         for unit in self.units:
             for flat in unit.flats:
@@ -192,17 +200,32 @@ class Sharded:
 
     def update_ends(self) -> None:
         """After this rank's masters have changed."""
+        if self.keeper is not None:
+            self.keeper.after_update()
         self.exchange.after_update()
         if self.exchange.gathers:
             self.gathers.mark_stale()
         self.versions.count_update()
-        self.updating = self.torn = False
+        self.updating, self.torn = False, None
         self._state_bytes = sum(optimizer.state_bytes() for optimizer in self.optimizers)
         if self.spill is not None and self.division is not None:
             self.spill.end_step()
             self.division.state_bytes = self._state_bytes
             self.division.end_step()
         self.note_peak()
+
+    @contextmanager
+    def replacing(self, failure: str) -> Iterator[None]:
+        """All values are replaced; where that fails (``failure`` says so), on all ranks, the model is torn."""
+        self.update_begins()
+        self.torn = failure
+        try:
+            yield
+        except Exception:
+            self.update_ends()
+            self.torn = failure
+            raise
+        self.update_ends()
 
     def _gradient_slots(self, page_bytes: int) -> int:
         """Pages of gradients that are kept for the update; those used up as they are reduced need none."""
@@ -215,7 +238,8 @@ class Sharded:
         )
 
     def _abandon_backward(self) -> None:
-        self.torn = self.updating
+        if self.updating:
+            self.torn = "a backward that raised has updated a part of it (the optimizer has in_backward=True)"
         in_step = self.gathers.end()
         self.gradients.abandon()
         if in_step:
@@ -223,21 +247,19 @@ class Sharded:
             if self.division is not None:
                 self.division.end_backward(raised=True)
 
-    def refuse_torn(self) -> None:
-        """Raise RuntimeError where a backward that raised has updated a part of the model."""
-        if self.torn:
-            raise RuntimeError(
-                "a backward that raised has updated a part of this model (the optimizer has in_backward=True), which "
-                "can't be undone: load a checkpoint"
-            )
-
-    def _refuse_while_updating(self) -> None:
+    def refuse_while_updating(self) -> None:
+        """Raise RuntimeError where a part of the model is updated, and another isn't."""
         self.refuse_torn()
         if self.updating:
             raise RuntimeError(
                 "the optimizer, made with in_backward=True, has updated a part of this model: call its step() first; "
                 "run all but the last backward of a step inside cd.no_sync(model)"
             )
+
+    def refuse_torn(self) -> None:
+        """Raise RuntimeError where only a part of the model was updated, or loaded."""
+        if self.torn:
+            raise RuntimeError(f"this model is of no use: {self.torn}, which can't be undone; load a checkpoint")
 
     def check(self) -> None:
         """Raise RuntimeError where parameters are not what the optimizer and the other ranks take them for."""
@@ -247,6 +269,8 @@ class Sharded:
 
     def close(self) -> None:
         """Let go of the other ranks and of lower tiers; the model is of no use any more."""
+        if self.keeper is not None:
+            self.keeper.abandon()
         self.exchange.close()
         if self.spill is not None:
             self.spill.close()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.distributed.checkpoint import FileSystemReader
 from torch.optim import SGD, Adam, Optimizer
 
 import ciuic_dist as cd
+from ciuic_dist.checkpoint import disk
 from ciuic_dist.checkpoint.folder import whole_or_absent
 from ciuic_dist.comm.groups import rank
 from ciuic_dist.comm.together import on_rank_zero
 from ciuic_dist.optim.paged import PagedOptimizer, StateValues
 from tests.dist.launch import launch
 from tests.dist.models import Stack
+from tests.dist.stored import everything_in, write_plain
 
 
 class TwoArguments(Exception):
@@ -97,6 +99,40 @@ def test_an_error_of_rank_zero_making_the_folder_is_raised_on_all(tmp_path: Path
     assert errors[0] == errors[1] != "no error"
 
 
+def save_on_full_disks(path: Path, full: int) -> tuple[list[str], list[Any], list[Any]]:
+    """What a save says that can't be written on one rank, and then one that can; the state before and as loaded."""
+    model, optimizer = trained()
+    cd.save(path, model=model, optimizer=optimizer)
+    before = snapshot(model, optimizer)
+    write = disk.write
+
+    def no_room(descriptor: int, content: disk.Buffer) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    disk.write = no_room if rank() == full else write
+    try:
+        errors = [said(lambda: cd.save(path, model=model, optimizer=optimizer, step=2))]
+    finally:
+        disk.write = write
+    assert cd.load(path, model=model, optimizer=optimizer) == {}
+    after = snapshot(model, optimizer)
+    errors += [said(lambda: cd.save(path, model=model, optimizer=optimizer, bad=lambda: None))]
+    errors += [said(lambda: cd.save(path, model=model, optimizer=optimizer, step=3))]
+    return errors, before, after
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_what_one_rank_cannot_write_is_an_error_on_all_and_leaves_the_checkpoint_before(
+    full: int, tmp_path: Path
+) -> None:
+    for errors, before, after in launch(save_on_full_disks, tmp_path / "c", full):
+        assert errors[0].startswith("NoRoom: [Errno 28] no space left on device: ")
+        assert "pickle" in errors[1]
+        assert errors[2] == "no error"
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c"]
+
+
 def fail_on_rank_zero() -> str:
     def decide() -> None:
         raise TwoArguments("not", "portable")
@@ -128,7 +164,7 @@ def load_what_does_not_fit(path: Path, kind: str) -> str:
         spare = cd.shard(nn.Linear(3, 3))
         optimizer.add_param_group({"params": spare.parameters()})
     if kind == "a damaged file" and rank() == 0:
-        for file in path.glob("*.distcp"):
+        for file in path.glob("*.pages"):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     on_rank_zero(lambda: None)
     before = snapshot(model, optimizer)
@@ -141,24 +177,25 @@ def load_what_does_not_fit(path: Path, kind: str) -> str:
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_refused_load_changes_nothing(kind: str, world: int, tmp_path: Path) -> None:
     errors = launch(load_what_does_not_fit, tmp_path / "checkpoint", kind, world=world)
-    assert all(error.startswith("ValueError") for error in errors), errors
+    expected = "CorruptCheckpoint" if kind == "a damaged file" else "ValueError"
+    assert all(error.startswith(expected) for error in errors), errors
 
 
-def without_its_kind(path: Path) -> None:
-    """Make a checkpoint one that was saved before the optimizer's kind was."""
-    metadata = FileSystemReader(path).read_metadata()
-    entries = metadata.state_dict_metadata
-    metadata.state_dict_metadata = {name: entry for name, entry in entries.items() if "optimizer.kind" not in name}
-    assert len(metadata.state_dict_metadata) == len(entries) - 1
-    with (path / ".metadata").open("wb") as file:
-        pickle.dump(metadata, file)
+def as_before_kinds(path: Path) -> None:
+    """Make a checkpoint one of torch.distributed.checkpoint that was saved before the optimizer's kind was."""
+    entries = everything_in(path)
+    kinds = [name for name in entries if "optimizer.kind" in name]
+    assert len(kinds) == 1
+    del entries[kinds[0]]
+    shutil.rmtree(path)
+    write_plain(path, entries)
 
 
 def load_into(path: Path, saved: dict[str, Any], here: dict[str, Any], old: bool) -> str:
     model, optimizer = trained(**saved)
     cd.save(path, model=model, optimizer=optimizer)
     if old:
-        on_rank_zero(lambda: without_its_kind(path))
+        on_rank_zero(lambda: as_before_kinds(path))
     model, optimizer = trained(**here)
     before = snapshot(model, optimizer)
     error = said(lambda: cd.load(path, model=model, optimizer=optimizer))

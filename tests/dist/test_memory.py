@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ciuic_dist as cd
-from ciuic_dist.comm.groups import rank
+from ciuic_dist.comm.groups import meet, rank
 from ciuic_dist.planning.flight import MAILBOX_SLOTS
 from tests.dist.launch import fresh
 from tests.dist.models import Stack
@@ -46,8 +46,7 @@ def now() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
 
 
-def train(model: nn.Module, inputs: Tensor, steps: int) -> None:
-    optimizer = cd.AdamW(model.parameters())
+def train(model: nn.Module, optimizer: cd.AdamW, inputs: Tensor, steps: int) -> None:
     for _ in range(steps):
         model(inputs).square().mean().backward()
         optimizer.step()
@@ -57,12 +56,16 @@ def train(model: nn.Module, inputs: Tensor, steps: int) -> None:
 def grown(stage: int) -> tuple[int, int]:
     """Bytes by which this rank's peak in training is above what it had before the model; the peak it reports."""
     torch.manual_seed(0)
-    train(cd.shard(Stack(), stage=stage), torch.ones(ROWS, 8), steps=2)  # what is imported and allocated once
+    model = cd.shard(Stack(), stage=stage)
+    train(model, cd.AdamW(model.parameters()), torch.ones(ROWS, 8), steps=2)  # what is imported and allocated once
     before = now()
     model = cd.shard(Stack(WIDTH, INNER), stage=stage)
+    optimizer, inputs = cd.AdamW(model.parameters()), torch.ones(ROWS, 8) * (1 + rank())
+    train(model, optimizer, inputs, steps=1)
+    meet()  # memory that one rank alone has touched yet counts as all its own
     peak = Peak()
     peak.start()
-    train(model, torch.ones(ROWS, 8) * (1 + rank()), steps=3)
+    train(model, optimizer, inputs, steps=2)
     return peak.stop() - before, cd.status(model).tiers["device"].peak
 
 

@@ -37,20 +37,21 @@ def train_and_weigh(folder: str, rows: Sequence[int]) -> tuple[list[int], int]:
     return_freed_memory()
     with torch.device("meta"):
         model = Tower()
-    before = _bytes()
+    before = process_bytes()
     cd.shard(model, units=["Sequential"], memory=cd.Memory(device=DEVICE, nvme=f"{folder}:1GB"))
     optimizer = cd.AdamW(model.parameters(), lr=1e-3, in_backward=True)
     seen = []
     for count in rows:
         loss = model(torch.ones(count, 1024)).square().mean()
-        seen.append(_bytes() - before)
+        seen.append(process_bytes() - before)
         loss.backward()
-        seen.append(_bytes() - before)
+        seen.append(process_bytes() - before)
         optimizer.step()
     return seen, sum(link.bytes for link in cd.status(model).spilling.links.values())
 
 
-def _bytes() -> int:
+def process_bytes() -> int:
+    """Memory of this process, its part of what it shares included; files apart."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
     shared = next(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Shmem:"))
     return anonymous_bytes() + shared
@@ -61,3 +62,35 @@ def test_the_process_grows_by_no_more_than_its_budget(rows: Sequence[int], tmp_p
     for seen, moved in launch(train_and_weigh, str(tmp_path), rows, world=2):
         assert max(seen) <= parse_size(DEVICE, "device") + SLACK
         assert moved > 4 * 150e6  # a rank has 100 MB of masters and 100 MB of moments, which come and go
+
+
+def weigh_checkpoint(folder: str) -> list[int]:
+    """How far the process grew, at most, in saving and in loading what was trained."""
+    with torch.device("meta"):
+        model = Tower()
+    cd.shard(model, units=["Sequential"], memory=cd.Memory(device=DEVICE, nvme=f"{folder}:1GB"))
+    optimizer = cd.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(3):
+        model(torch.ones(32, 1024)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    path = Path(folder, "checkpoint")
+    grew = []
+    for call in (cd.save, cd.load):
+        return_freed_memory()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark begins anew
+        before = _resident("VmRSS")
+        call(path, model=model, optimizer=optimizer)
+        grew.append(_resident("VmHWM") - before)
+    return grew
+
+
+def _resident(mark: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{mark}:"))
+
+
+def test_a_checkpoint_is_saved_and_loaded_within_the_budget(tmp_path: Path) -> None:
+    for saving, loading in launch(weigh_checkpoint, str(tmp_path), world=1):
+        assert saving < SLACK  # of 300 MB
+        assert loading < SLACK

@@ -69,7 +69,7 @@ class Job:
         log: str = "rank",
     ) -> None:
         self._logs = [folder / f"{log}-{rank}" for rank in range(world)]
-        port = _free_port()
+        port = free_port()
         self.ranks: list[ForkServerProcess | SpawnProcess] = []
         for rank in range(world):
             environment = {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(world)}
@@ -152,7 +152,8 @@ def _rank(
     sys.exit(main(arguments))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host that nobody listens at."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port

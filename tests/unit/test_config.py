@@ -70,6 +70,10 @@ def test_a_run_is_named_after_model_and_engine(overrides: list[str], name: str) 
     assert compose(overrides).run_name == name
 
 
+def test_a_size_may_be_a_number_of_bytes() -> None:
+    assert compose(["+model=gpt2", "memory.device=26289676"]).memory.device == "26289676"
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [

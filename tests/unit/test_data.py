@@ -303,7 +303,7 @@ def divisions(global_batch: int) -> list[tuple[int, int]]:
     ]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(count=st.integers(1, 40), global_batch=st.integers(1, 24), step=st.integers(0, 30), seed=st.integers(0, 2**63))
 def test_any_division_of_a_global_batch_has_the_same_samples(
     count: int, global_batch: int, step: int, seed: int
@@ -316,7 +316,7 @@ def test_any_division_of_a_global_batch_has_the_same_samples(
         assert seen == expected
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(count=st.integers(1, 40), global_batch=st.integers(1, 24), seed=st.integers(0, 2**63))
 def test_an_epoch_has_every_sequence_once(count: int, global_batch: int, seed: int) -> None:
     batches = numbered(count, seed=seed)

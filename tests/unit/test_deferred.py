@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from ciuic_dist.models.deferred import distinct_tensors, materialize, recipe_of, record
 from ciuic_dist.models.recording import DeferredError
+from ciuic_dist.models.replay import Program
 
 SEED = 7
 WIDTH = 64
@@ -259,7 +260,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **kwargs or {})
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and not leaf.is_meta:
                 storage: UntypedStorage = leaf.untyped_storage()
                 self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
@@ -335,3 +336,29 @@ def test_what_cannot_be_deferred_is_refused(make: Callable[[], nn.Module], messa
 def test_a_meta_module_without_a_recipe_is_refused() -> None:
     with pytest.raises(DeferredError, match="weight is on meta"):
         materialize(nn.Linear(2, 2, device="meta"))
+
+
+def test_a_part_of_a_recipe_gives_the_values_that_it_has_in_the_whole() -> None:
+    module = record(MAKERS["lstm"], SEED)
+    recipe = recipe_of(module)
+    assert isinstance(recipe, Program)
+    names = {id(tensor): name for name, tensor in module.named_parameters()}
+    last = list(module.parameters())[-1]
+    emitted: dict[str, Tensor] = {}
+    recipe.only([last]).replay(lambda deferred, real: emitted.update({names[id(deferred)]: real}))
+    assert list(emitted) == [names[id(last)]]
+    assert torch.equal(emitted[names[id(last)]], dict(plain(MAKERS["lstm"]).named_parameters())[names[id(last)]])
+
+
+def test_nothing_is_drawn_for_what_is_not_random() -> None:
+    def make() -> nn.Module:
+        module = nn.Linear(WIDTH, WIDTH)
+        module.register_buffer("ratio", torch.arange(4) / 3)
+        return module
+
+    module = record(make, SEED)
+    recipe = recipe_of(module)
+    assert isinstance(recipe, Program)
+    with LiveBytes() as live:
+        recipe.only([module.get_buffer("ratio")]).replay(lambda *_: None)
+    assert 0 < live.peak < WIDTH * WIDTH

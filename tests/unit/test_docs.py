@@ -32,6 +32,7 @@ NOT_RUN = {
     "make test": "it is what runs these tests; the make commands are tried with --dry-run",
     "make test TESTS='tests/unit -x'": "it is what runs these tests; the make commands are tried with --dry-run",
     ".venv/bin/pre-commit install": "it changes the git hooks of the checkout",
+    "python -m benchmarks.checkpoint": "it takes long and wants a quiet machine; tests/dist tries it with --tiny",
     "python -m benchmarks.engines": "it takes long and wants a quiet machine",
     "python -m benchmarks.frontier": "it takes long and wants a quiet machine",
     "python -m benchmarks.gpu": "it needs a GPU; tests/dist tries it on the CPU",
@@ -39,6 +40,24 @@ NOT_RUN = {
     "python -m benchmarks.state8": "it trains for minutes",
     "python -m benchmarks.plan": "it trains for minutes, and wants a quiet machine",
     "python -m benchmarks.published": "it is run from the checkout, and takes half a minute",
+}
+_NO_CLUSTER = "it needs a Slurm cluster; tests/launchers/test_slurm.py runs the same on one of its own"
+_NO_KUBERNETES = "it needs a Kubernetes cluster; tests/launchers/test_kubernetes.py validates the manifests"
+_NO_DOCKER = "it needs Docker; tests/launchers/test_container.py runs what the image is made of"
+NOT_RUN |= {
+    "sbatch launchers/slurm/train.sbatch +model=llama train.steps=100000": _NO_CLUSTER,
+    "sbatch --nodes=8 --time=12:00:00 launchers/slurm/train.sbatch +model=llama train.steps=100000": _NO_CLUSTER,
+    "scancel --signal=USR1 123": _NO_CLUSTER,
+    "scontrol requeue 123": _NO_CLUSTER,
+    "kubectl apply -f launchers/kubernetes/job.yaml": _NO_KUBERNETES,
+    "kubectl apply -f launchers/kubernetes/jobset.yaml": _NO_KUBERNETES,
+    "kubectl apply -f launchers/kubernetes/trainjob.yaml": _NO_KUBERNETES,
+    "kubectl logs --follow job/train": _NO_KUBERNETES,
+    "docker build --tag ciuic_dist .": _NO_DOCKER,
+    "docker build --tag ciuic_dist --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .": _NO_DOCKER,
+    "docker run --rm --gpus all --shm-size 1g --volume runs:/work ciuic_dist": _NO_DOCKER,
+    "docker run --rm --volume runs:/work ciuic_dist"
+    " --standalone --nproc-per-node 2 -m ciuic_dist.train +model=llama": _NO_DOCKER,
 }
 
 
@@ -93,6 +112,9 @@ def test_command_of_the_docs_runs(command: str, tmp_path: Path) -> None:
     command = command.replace("/my/text", str(text))
     if "ciuic_dist.train +" in command:
         command = " ".join([command, *SMALL])
+    if "run=runs/deepseek-tiny" in command:  # what `make train` leaves
+        trained = _shell(" ".join(["python -m ciuic_dist.train +model=deepseek", *SMALL]), tmp_path)
+        assert trained.returncode == 0, trained.stderr
 
     done = _shell(command, tmp_path)
 

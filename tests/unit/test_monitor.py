@@ -15,6 +15,7 @@ from ciuic_dist.monitor.plots import plot_losses
 from ciuic_dist.monitor.progress import Progress
 from ciuic_dist.monitor.spilling import LinkStats, Spilling
 from ciuic_dist.monitor.usage import TierUsage
+from tests.damage import damages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,8 @@ def step_metrics(step: int, *, loss: float | None = None, validation_loss: float
         grad_norm=0.5,
         memory={"device": TierUsage(used=3 << 20, peak=5 << 30, budget=None)},
         seconds=2.0,
+        samples=(12 * (step - 1), 12 * step),
+        checkpoint_seconds=0.125 if step == 2 else None,
         validation_loss=validation_loss,
     )
 
@@ -71,9 +74,11 @@ def test_a_line_holds_what_a_step_showed(tmp_path: Path) -> None:
         "grad_norm": 0.5,
         "lr": 1e-3,
         "memory": {"device": {"used": 3 << 20, "peak": 5 << 30}},
+        "samples": [0, 12],
     }
     assert json.loads(lines[0]) == expected
-    assert json.loads(lines[1]) == expected | {"step": 2, "loss": 2.5, "validation_loss": 2.25}
+    second = {"step": 2, "loss": 2.5, "samples": [12, 24], "checkpoint_s": 0.125, "validation_loss": 2.25}
+    assert json.loads(lines[1]) == expected | second
 
 
 def test_a_resumed_run_has_one_line_a_step(tmp_path: Path) -> None:
@@ -271,3 +276,15 @@ def test_the_display_says_what_the_plan_expected() -> None:
     assert "1,234 tokens/s (plan 2,000)" in shown
     assert "device 3.00 MiB (peak 5.00 GiB, plan 10.00 MiB)" in shown
     assert "stalls 250.0 ms (plan 125.0 ms)" in shown
+
+
+def test_a_damaged_file_is_gone_on_with_and_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path) as file:
+        for number in range(1, 4):
+            file.write(step_metrics(number))
+    for number, _ in enumerate(damages(path, 400)):
+        MetricsFile(path, resumed_step=2).close()
+        assert all(isinstance(record["loss"], float) for record in metrics.read(path))
+        if number % 40 == 0:
+            plot_losses(path, tmp_path / "loss.png")

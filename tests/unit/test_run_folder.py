@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,8 @@ import yaml
 
 from ciuic_dist.config import Config, ConfigError, EngineConfig, ModelConfig, RunConfig, TrainConfig, from_mapping
 from ciuic_dist.loop.folder import RunFolder
+from tests.damage import damages
+from tests.dist.killing import Changes, was_killed
 
 
 def config_in(folder: Path, train: TrainConfig, engine: EngineConfig | None = None) -> Config:
@@ -52,6 +55,40 @@ def test_only_the_newest_are_kept(folder: RunFolder) -> None:
     assert names(folder) == ["step-000010", "step-1000000"]
 
 
+def test_a_pinned_checkpoint_stays(folder: RunFolder) -> None:
+    folder.claim()
+    for step in (1, 2, 3, 4):
+        folder.checkpoint(step).mkdir()
+    (folder.checkpoint(1) / "pinned").touch()
+    folder.prune()
+    assert names(folder) == ["step-000001", "step-000003", "step-000004"]
+
+
+def test_what_is_put_aside_counts_no_more_and_stays(folder: RunFolder) -> None:
+    folder.claim()
+    asides = []
+    for _ in range(3):
+        folder.checkpoint(2).mkdir()
+        asides.append(folder.put_aside(2).name)
+    for step in (3, 4, 5):
+        folder.checkpoint(step).mkdir()
+    folder.prune()
+    folder.release()
+    assert asides == ["step-000002.corrupt", "step-000002.corrupt-2", "step-000002.corrupt-3"]
+    assert folder.claim()[0] == 5
+    assert names(folder) == [*asides, "step-000004", "step-000005"]
+
+
+def test_what_a_crash_took_from_its_place_is_put_back(folder: RunFolder) -> None:
+    folder.claim()
+    folder.release()
+    for name in ("step-000001", "step-000002.previous", "step-000001.previous"):
+        (folder.path / "checkpoints" / name).mkdir()
+        (folder.path / "checkpoints" / name / "manifest.json").touch()
+    assert folder.claim()[0] == 2
+    assert names(folder) == ["step-000001", "step-000002"]
+
+
 def test_a_folder_in_use_is_refused_until_it_is_released(folder: RunFolder, tmp_path: Path) -> None:
     folder.claim()
     other = RunFolder(config_in(tmp_path, TrainConfig()))
@@ -73,9 +110,45 @@ def test_other_settings_are_refused_only_where_there_is_something_to_lose(folder
         folder.claim()
 
 
-def test_the_stage_may_change_only_where_the_engine_can_read_another_ones_checkpoints(tmp_path: Path) -> None:
+def test_damaged_settings_are_refused_in_words_or_named(folder: RunFolder) -> None:
+    folder.claim()
+    folder.checkpoint(3).mkdir()
+    folder.release()
+    refused = 0
+    for _ in damages(folder.path / "config.yaml", 300):
+        try:
+            folder.claim()
+        except ConfigError as error:
+            refused += "give another run.name" in str(error)
+        folder.release()
+    assert refused > 100
+    (folder.path / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"config\.yaml can't be read"):
+        folder.claim()
+
+
+@pytest.mark.parametrize("what", ["config.yaml", "plan.json"])
+def test_a_kill_leaves_the_old_text_or_the_new_one(what: str, folder: RunFolder, tmp_path: Path) -> None:
+    folder.claim()
+    folder.keep_plan("{}")
+    folder.release()
+    file, other = folder.path / what, RunFolder(config_in(tmp_path, TrainConfig(steps=7)))
+
+    def write(last: int) -> None:
+        with Changes(last, torn=0.5):
+            other.claim() if what == "config.yaml" else other.keep_plan("[1, 2]")
+
+    left = [file.read_bytes()]
+    while was_killed(partial(write, len(left))):
+        left.append(file.read_bytes())
+    left.append(file.read_bytes())
+    assert len({*left}) == 2, "neither is half written"
+    assert len(left) > 5
+
+
+def test_engine_and_stage_may_change(tmp_path: Path) -> None:
     def claim(name: Literal["paged", "deepspeed"], stage: int) -> tuple[int, list[str]]:
-        folder = RunFolder(config_in(tmp_path / name, TrainConfig(), EngineConfig(name, stage)))
+        folder = RunFolder(config_in(tmp_path, TrainConfig(), EngineConfig(name, stage)))
         try:
             return folder.claim()
         finally:
@@ -84,6 +157,4 @@ def test_the_stage_may_change_only_where_the_engine_can_read_another_ones_checkp
 
     claim("paged", 3)
     assert claim("paged", 1) == (1, ["engine.stage (3 there, 1 now)"])
-    claim("deepspeed", 3)
-    with pytest.raises(ConfigError, match=r"other settings: engine\.stage \(3 there, 1 now\)"):
-        claim("deepspeed", 1)
+    assert claim("deepspeed", 1) == (1, ["engine.name (paged there, deepspeed now)"])

@@ -37,6 +37,11 @@ def test_an_unfrozen_parameter_is_named() -> None:
         check_attached(model)
 
 
+def test_a_budget_that_is_none_is_refused_in_words() -> None:
+    with pytest.raises(TypeError, match=r"memory must be a cd\.Memory"):
+        cd.shard(Stack(), memory={"device": "1GB"})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_parts_of_a_sharded_model_are_sharded_already(stage: int) -> None:
     first, second = Stack(), Stack()

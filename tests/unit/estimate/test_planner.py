@@ -21,6 +21,7 @@ from ciuic_dist.planning.profile import Profile
 from ciuic_dist.planning.report import describe
 from ciuic_dist.planning.search import Limits, search
 from ciuic_dist.planning.training import Training
+from tests.damage import damages
 from tests.unit.planning import jobs
 from tests.unit.planning.jobs import MIB, machine, per_sequence, stack
 
@@ -36,6 +37,18 @@ FEW = Limits(stage=2, micro_batch=2, way=Way.KEEP)
 @cache
 def planned(where: Machine = TIGHT, limits: Limits = FEW) -> Plan:
     return make_plan("model", per_sequence(MODEL), where, TRAINING, limits)
+
+
+def test_a_plan_that_was_damaged_is_none(tmp_path: Path) -> None:
+    made, refused = planned(), 0
+    file = tmp_path / "plan.json"
+    file.write_text(made.to_json())
+    for content in damages(file, 1000):
+        try:
+            assert Plan.from_json(content.decode()) == made
+        except (KeyError, TypeError, ValueError):
+            refused += 1
+    assert refused > 500
 
 
 def test_a_run_keeps_its_way_unless_another_is_worth_the_change() -> None:
@@ -54,7 +67,7 @@ def test_a_plan_prints_in_words() -> None:
     assert str(planned()) == describe(planned())
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(jobs.jobs())
 def test_a_plan_is_what_was_found_and_survives_json(job: tuple[Profile, Machine, Training]) -> None:
     profile, where, training = job

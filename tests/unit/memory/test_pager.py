@@ -37,7 +37,7 @@ def read(pager: Pager, page: Page) -> set[int]:
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cycles, st.integers(2, PAGES))
 def test_any_accesses_in_any_order(steps: list[list[tuple[int, str]]], slots: int) -> None:
     transfers = Transfers(2, timeout=60.0)

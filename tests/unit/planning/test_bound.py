@@ -24,7 +24,7 @@ def test_a_scan_is_bound_by_what_min_must_fetch() -> None:
     assert bound == pytest.approx(40 / 3), "N (N - room) / (N - 1) items of ten seconds, N = 4"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(traces(), st.integers(1, 30), st.booleans(), st.integers(1, 3))
 def test_no_schedule_beats_the_bound(trace: Trace, extra: int, duplex: bool, merge: int) -> None:
     where = machine(trace.largest + extra, link=3.0, duplex=duplex)
@@ -36,7 +36,7 @@ def test_no_schedule_beats_the_bound(trace: Trace, extra: int, duplex: bool, mer
             assert outcome.seconds >= bound * (1 - 1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(traces(), st.integers(1, 30))
 def test_fewer_cuts_never_raise_the_bound(trace: Trace, extra: int) -> None:
     where = machine(trace.largest + extra, link=3.0)

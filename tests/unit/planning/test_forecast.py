@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ciuic_dist.planning.activations import Way
@@ -33,7 +33,6 @@ def fits(profile: Profile, where: Machine, training: Training, choice: Choice) -
     return True
 
 
-@settings(deadline=None)
 @given(jobs.jobs(), st.data())
 def test_nothing_is_spilled_that_fits(job: Job, data: st.DataObject) -> None:
     profile, where, training = job
@@ -46,7 +45,6 @@ def test_nothing_is_spilled_that_fits(job: Job, data: st.DataObject) -> None:
     assert found.bound <= found.seconds * (1 + 1e-9)
 
 
-@settings(deadline=None)
 @given(jobs.jobs(), st.data())
 def test_state_leaves_first_then_gradients_then_parameters(job: Job, data: st.DataObject) -> None:
     profile, where, training = job
@@ -170,7 +168,6 @@ def test_the_root_and_what_is_kept_is_not_offloaded() -> None:
     assert found.spilled == Spilled(activations=1000 + 200), "what was saved, and inputs"
 
 
-@settings(deadline=None)
 @given(jobs.jobs(), st.data())
 def test_the_device_that_would_do_is_the_smallest(job: Job, data: st.DataObject) -> None:
     profile, where, training = job
@@ -191,7 +188,6 @@ def test_the_device_that_would_do_is_the_smallest(job: Job, data: st.DataObject)
         assert not fits(profile, replace(where, memory=max(where.memory, device - less)), training, choice)
 
 
-@settings(deadline=None)
 @given(jobs.jobs(), st.data())
 def test_the_room_below_that_would_do_is_the_smallest(job: Job, data: st.DataObject) -> None:
     profile, where, training = job

@@ -111,7 +111,7 @@ def test_without_room_to_play_it_nothing_moves() -> None:
     assert drawn.timeline.below.nbytes[Kind.STATE] == pytest.approx([spilled.state] * len(drawn.timeline.below.moments))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(jobs.jobs(), st.data())
 def test_all_of_it_lies_within_the_time_and_the_memory(job: Job, data: st.DataObject) -> None:
     profile, where, training = job

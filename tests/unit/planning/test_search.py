@@ -30,7 +30,7 @@ def found(job: Job) -> Found | None:
         return None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(jobs.jobs())
 def test_no_tier_is_overfilled(job: Job) -> None:
     best, where = found(job), job[1]
@@ -40,13 +40,13 @@ def test_no_tier_is_overfilled(job: Job) -> None:
         assert best.forecast.nvme <= where.node_nvme
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(jobs.jobs())
 def test_it_finds_the_same_again(job: Job) -> None:
     assert found(job) == found(job)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(jobs.jobs())
 def test_none_that_fits_is_quicker(job: Job) -> None:
     """A forecast without its transfers played is the least that a choice takes."""
@@ -62,7 +62,7 @@ def test_none_that_fits_is_quicker(job: Job) -> None:
         assert best.forecast.seconds <= other.seconds * 1.00501 or other.spilled.total
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(jobs.jobs(), st.sampled_from([1.1, 2.0, 16.0]))
 def test_more_memory_is_never_slower(job: Job, times: float) -> None:
     """But for what counts as equal. Pages that double take a thirty-second part of the device."""
@@ -74,7 +74,7 @@ def test_more_memory_is_never_slower(job: Job, times: float) -> None:
         assert more.forecast.seconds <= less.forecast.seconds * 1.00501
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(jobs.jobs())
 def test_what_would_do_does(job: Job) -> None:
     profile, where, training = job

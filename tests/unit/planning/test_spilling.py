@@ -37,7 +37,7 @@ def test_what_fits_is_not_played() -> None:
     assert played is expected
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(jobs.jobs(), st.data())
 def test_playing_never_makes_it_quicker_or_moves_less(job: Job, data: st.DataObject) -> None:
     profile, where, training = job
