@@ -52,12 +52,19 @@ def go_on(folder: Path, options: dict[str, Any]) -> Losses:
     return losses
 
 
+def durable_in(folder: Path) -> int:
+    file = folder / "durable"
+    return int(file.read_text() or 0) if file.exists() else 0
+
+
 def check(folder: Path, losses: Losses, expected: Losses) -> None:
     """``losses`` are of a run that went on in ``folder``."""
-    durable = folder / "durable"
-    assert int(durable.read_text()) == STEPS
+    # A run killed after its last checkpoint, before it was told so, leaves nothing to go on with.
+    assert durable_in(folder) == STEPS or not losses
     assert losses == {step: expected[step] for step in losses}
-    checkpoints = run_folder(folder).checkpoint(0).parent
+    run = run_folder(folder)
+    assert run.newest() == STEPS
+    checkpoints = run.checkpoint(0).parent
     names = [f"step-{step:06d}" for step in range(1, STEPS + 1)]
     there = sorted(entry.name for entry in checkpoints.iterdir())
     # Where nothing was left to train, nothing was pruned.
@@ -75,11 +82,6 @@ def dying(folder: Path, options: dict[str, Any], last: int, torn: float) -> None
     sys.setswitchinterval(random.Random(last).choice((1e-6, 5e-3)))  # seconds: threads take turns in more ways
     with Changes(last, torn):
         go_on(folder, options)
-
-
-def durable_in(folder: Path) -> int:
-    file = folder / "durable"
-    return int(file.read_text() or 0) if file.exists() else 0
 
 
 def kill_runs(folder: Path, options: dict[str, Any], kills: int) -> None:
