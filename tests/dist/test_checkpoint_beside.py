@@ -80,9 +80,18 @@ def save_twice(path: Path, stage: int, options: dict[str, Any], optim: dict[str,
     return early, saving.stall_seconds
 
 
-@pytest.mark.parametrize("optim", [{}, {"in_backward": True}, {"state_dtype": "8bit"}], ids=["after", "in", "8bit"])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("stage", "shared"), [(0, True), (3, True), (2, False), (3, False)])
+PLACES = [(0, True), (3, True), (2, False), (3, False)]
+OPTIMIZERS: list[dict[str, Any]] = [{}, {"in_backward": True}, {"state_dtype": "8bit"}]
+
+
+@pytest.mark.parametrize(
+    ("stage", "shared", "way", "optim"),
+    [  # each pair of a place and a way, and all optimizers with each of either
+        pytest.param(*place, way, OPTIMIZERS[(row + column) % 3], id=f"{place}-{way}-{(row + column) % 3}")
+        for row, place in enumerate(PLACES)
+        for column, way in enumerate(WAYS)
+    ],
+)
 def test_training_on_changes_nothing(stage: int, shared: bool, way: str, optim: dict[str, Any], tmp_path: Path) -> None:
     outcomes = launch(save_twice, tmp_path, stage, WAYS[way], optim, shared=shared)
     assert all(not early and stalled > 0 for early, stalled in outcomes)

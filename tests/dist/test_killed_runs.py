@@ -150,8 +150,8 @@ def go_on_in(folders: list[Path], options: dict[str, Any]) -> list[tuple[int, Lo
 def test_two_ranks_go_on_from_a_whole_checkpoint_whichever_was_killed(way: str, tmp_path: Path) -> None:
     options = WAYS.get(way, {})
     whole = launch(counted, tmp_path / "whole", options)
-    folders = launch(kill_ranks, tmp_path, options, [places for _, places in whole], 12, world=1)[0]
-    assert len(folders) == 24
+    folders = launch(kill_ranks, tmp_path, options, [places for _, places in whole], 8, world=1)[0]
+    assert len(folders) == 16
     for (expected, _), found in zip(whole, launch(go_on_in, folders, options), strict=True):
         for folder, (durable, losses) in zip(folders, found, strict=True):
             assert durable + len(losses) <= STEPS
