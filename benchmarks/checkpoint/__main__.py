@@ -1,4 +1,4 @@
-"""What a checkpoint costs and how quickly it loads, by five ways: python -m benchmarks.checkpoint --help."""
+"""What a checkpoint costs and how quickly it loads, by six ways: python -m benchmarks.checkpoint --help."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ from benchmarks.measure.setting import Setting
 from ciuic_dist.estimate.codec import measure_codec
 
 _PAGE: Final = 4 << 20  # bytes, as checkpoints have them
-_TINY: Final = {"size": "tiny", "sequence": 16, "steps": 1, "warmup": 1, "saves": 1, "repetitions": 1, "probed": 1}
+_TINY: Final = {
+    "size": "tiny",
+    "budget": "16MiB",
+    "sequence": 16,
+    "steps": 1,
+    "warmup": 1,
+    "saves": 1,
+    "repetitions": 1,
+    "probed": 1,
+}
 _HERE: Final = Host("127.0.0.1")
 
 
@@ -42,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="timed steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before those")
     parser.add_argument("--saves", type=int, default=3, help="timed checkpoints of a repetition")
+    parser.add_argument("--budget", default="400MiB", help="of a rank in the way ours-within; default: 400MiB")
     parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--probed", type=int, default=2048, metavar="MiB", help="written and read to measure the drive")
     parser.add_argument("--seconds", type=float, default=900.0, help="that one trial may take")
@@ -83,10 +93,12 @@ def measure(setting: Setting, options: argparse.Namespace) -> Iterator[Limit | T
         for way in list(ways):
             with TemporaryDirectory(prefix="checkpoint-", dir=options.folder) as folder:
                 trial = Trial(way, repetition)
-                command = ("benchmarks.checkpoint.worker", way, json.dumps(asdict(setting)), folder, str(options.saves))
+                command = ("benchmarks.checkpoint.worker", way, json.dumps(asdict(setting)), folder)
                 try:
                     with machine.watched() as others:
-                        reports = launch(command, setting.ranks, [_HERE], options.seconds)
+                        reports = launch(
+                            (*command, str(options.saves), options.budget), setting.ranks, [_HERE], options.seconds
+                        )
                 except RunError as error:
                     ways.remove(way)
                     yield replace(trial, error=str(error))
@@ -112,7 +124,8 @@ def main() -> None:
     )
     lines = options.out and options.out.with_name(f"{options.out.name}.jsonl")
     about = machine.describe()
-    record(lines, "configuration", {"setting": asdict(setting), "saves": options.saves, "machine": about})
+    asked = {"setting": asdict(setting), "saves": options.saves, "budget": options.budget}
+    record(lines, "configuration", {**asked, "machine": about})
     codec = measure_codec(_PAGE)
     record(lines, "codec", asdict(codec))
     limits: list[Limit] = []
@@ -133,7 +146,7 @@ def main() -> None:
     for summary in summaries:
         record(lines, "summary", asdict(summary))
     parts = (
-        report.configuration(setting, about, trials),
+        report.configuration(setting, options.budget, about, trials),
         f"## The drive\n\n{report.limits(limits, codec)}",
         f"## Checkpoints\n\n{report.table(summaries, trials)}",
     )

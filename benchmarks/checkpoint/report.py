@@ -17,7 +17,7 @@ from ciuic_dist.compress.worth import CodecRates, outruns
 _MB, _GB = 1e6, 1e9
 
 
-def configuration(setting: Setting, machine: dict[str, Any], trials: Sequence[Trial]) -> str:
+def configuration(setting: Setting, budget: str, machine: dict[str, Any], trials: Sequence[Trial]) -> str:
     """The lines above the tables."""
     parameters = max((trial.parameters for trial in trials), default=0) / 1e6
     busiest = max((trial.others for trial in trials), default=0.0)
@@ -29,8 +29,9 @@ ours and DeepSpeed; the other ways save FSDP2's
 seed {setting.seed}
 {in_words(machine)}
 * other processes kept at most {busiest:.2f} cores busy during a trial
-* stall: training stands still; slowed: what steps take longer while it is written; durable: from the call until all \
-is on the drive, by fsync; loads are from the drive, not from the page cache
+* ours-within: a budget of {budget} a rank, the rest on the drive
+* stall: training stands still, in the call and in the steps after it; slowed: what these take longer besides; \
+durable: from the call until all is on the drive, by fsync; loads are from the drive, not from the page cache
 """
 
 

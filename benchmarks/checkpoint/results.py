@@ -16,8 +16,8 @@ from benchmarks.measure.over_ranks import peak_of_sum
 class Save:
     """One checkpoint, in seconds of the slowest rank.
 
-    `stall`: training stood still; `slowed`: steps took longer, in all, while it was written; `durable`: from the call
-    until everything was written and synced.
+    `stall`: training stood still; `slowed`: steps took longer than that, in all, while it was written;
+    `durable`: from the call until everything was written and synced.
     """
 
     stall: float
@@ -67,8 +67,8 @@ def figures(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _save(ranks: Sequence[dict[str, Any]], usual: float) -> Save:
     return Save(
-        stall=max(rank["stall"] for rank in ranks),
-        slowed=max(sum(step - usual for step in rank["steps"]) for rank in ranks),
+        stall=max(rank["stall"] + rank["stood"] for rank in ranks),
+        slowed=max(sum(step - usual for step in rank["steps"]) - rank["stood"] for rank in ranks),
         durable=max(rank["finished"] for rank in ranks) + max(rank["synced"] for rank in ranks),
     )
 

@@ -5,7 +5,6 @@ torch.save and torch.distributed.checkpoint save what FSDP2 trains.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 import ciuic_dist as cd
-from benchmarks.checkpoint.names import ASYNCHRONOUS, DCP, DEEPSPEED, OURS, TORCH_SAVE
+from benchmarks.checkpoint.names import ASYNCHRONOUS, DCP, DEEPSPEED, OURS, TORCH_SAVE, WITHIN
 from benchmarks.engines.engines import (
     deepspeed_engine,
     engine_step,
@@ -37,7 +36,17 @@ from benchmarks.engines.engines import (
 from benchmarks.measure.loop import Step
 from benchmarks.measure.setting import Setting
 
-Written = Callable[[], object]  # returns when all of this rank is written; raises what went wrong
+_NVME_LEAST: Final = 64 << 20
+_NVME_PER_PARAMETER: Final = 24
+"""Bytes: more than all state in fp32, for pages that aren't full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """A checkpoint in the making; the thread that trains waits for it, seconds of which it stood still come back."""
+
+    done: Callable[[], bool]
+    wait: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +54,22 @@ class Training:
     """Every rank calls each. ``save`` gives None where all is written when it returns."""
 
     step: Step
-    save: Callable[[Path], Written | None]
+    save: Callable[[Path], Writing | None]
     load: Callable[[Path], object]
 
 
-def ours(model: nn.Module, setting: Setting) -> Training:
+def ours(model: nn.Module, setting: Setting, memory: cd.Memory | None = None) -> Training:
     """`cd.save(..., wait=False)` and `cd.load`."""
-    model, optimizer = sharded(model, setting)
+    model, optimizer = sharded(model, setting, memory)
 
-    def save(path: Path) -> Written:
+    def save(path: Path) -> Writing:
         saving = cd.save(path, model=model, optimizer=optimizer, wait=False)
 
-        def written() -> None:  # to wait is for the thread that trains
-            while not saving.done:
-                time.sleep(0.001)
+        def wait() -> float:
             saving.wait()
+            return saving.stall_seconds
 
-        return written
+        return Writing(lambda: saving.done, wait)
 
     return Training(training_loop(model, optimizer), save, lambda path: cd.load(path, model=model, optimizer=optimizer))
 
@@ -103,9 +111,14 @@ def asynchronous(model: nn.Module, setting: Setting) -> Training:
     model, optimizer = _fsdp2(model, setting)
     group = dist.new_group(backend="gloo")
 
-    def save(path: Path) -> Written:
+    def save(path: Path) -> Writing:
         future: Any = dcp.async_save(_shards(model, optimizer), checkpoint_id=path, process_group=group)
-        return future.result  # type: ignore[no-any-return]
+
+        def wait() -> float:
+            future.result()
+            return 0.0
+
+        return Writing(future.done, wait)
 
     return Training(training_loop(model, optimizer), save, lambda path: _load_shards(path, model, optimizer))
 
@@ -120,13 +133,21 @@ def deepspeed(model: nn.Module, setting: Setting) -> Training:
     return Training(engine_step(engine), save, lambda path: engine.model.load_checkpoint(str(path)))
 
 
-WAYS: Final[dict[str, Callable[[nn.Module, Setting], Training]]] = {
+_WAYS: Final[dict[str, Callable[[nn.Module, Setting], Training]]] = {
     OURS: ours,
     TORCH_SAVE: torch_save,
     DCP: distributed,
     ASYNCHRONOUS: asynchronous,
     DEEPSPEED: deepspeed,
 }
+
+
+def begin(way: str, model: nn.Module, setting: Setting, budget: str, folder: Path) -> Training:
+    """Spread ``model`` (it is deferred); ``budget`` of a rank, the rest in ``folder``, counts for one way alone."""
+    if way != WITHIN:
+        return _WAYS[way](model, setting)
+    nvme = _NVME_LEAST + _NVME_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
+    return ours(model, setting, cd.Memory(device=budget, nvme=f"{folder}:{nvme}"))
 
 
 def _fsdp2(model: nn.Module, setting: Setting) -> tuple[nn.Module, Optimizer]:

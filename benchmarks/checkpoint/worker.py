@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.checkpoint.names import ENGINES
-from benchmarks.checkpoint.ways import WAYS, Training
+from benchmarks.checkpoint.ways import Training, begin
 from benchmarks.engines.engines import join
 from benchmarks.measure import loop
 from benchmarks.measure.memory import PssSampler, Sample
@@ -32,11 +32,12 @@ from ciuic_dist.models.build import build
 class Saved:
     """One checkpoint of this rank, in seconds.
 
-    `stall`: until training could go on; `finished`: until this rank had written all; `steps`: those trained meanwhile;
-    `synced`: what an fsync of every file then took, on rank 0 alone.
+    `stall`: until training could go on; `stood`: it stood still in its next steps; `finished`: until this rank had
+    written all; `steps`: those trained meanwhile; `synced`: what an fsync of every file then took, on rank 0 alone.
     """
 
     stall: float
+    stood: float
     finished: float
     steps: list[float]
     synced: float
@@ -60,13 +61,13 @@ class Report:
     loading: list[Sample]
 
 
-def measure(way: str, setting: Setting, folder: Path, saves: int) -> Report:
+def measure(way: str, setting: Setting, folder: Path, saves: int, budget: str) -> Report:
     """Train, save `saves` times, once more to load it, and once more each with memory sampled, which takes time."""
     join(ENGINES[way], setting)
     family, size, overrides = setting.model_settings()
     model = build(ModelConfig(family, size, overrides=overrides), vocab_size=None, seed=setting.seed).train()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    training = WAYS[way](model, setting)
+    training = begin(way, model, setting, budget, folder)
     del model
     gc.collect()
     stream = loop.batches(setting, setting.ranks)
@@ -90,18 +91,27 @@ def checkpoint(training: Training, path: Path, stream: Iterator[loop.Batch], *, 
     _on_first(lambda: shutil.rmtree(path, ignore_errors=True))
     steps: list[float] = []
     began = time.perf_counter()
-    written = training.save(path)
+    writing = training.save(path)
     stall = finished = time.perf_counter() - began
-    if written is not None:
+    stood = 0.0
+    if writing is not None and not alone:
         with ThreadPoolExecutor(1) as thread:
-            end = thread.submit(lambda: (written(), time.perf_counter() - began)[1])
-            while not alone and not _all(end.done()):
+            end = thread.submit(_seconds_until, writing.done, began)
+            while not _all(end.done()):
                 step_began = time.perf_counter()
                 training.step(next(stream))
                 steps.append(time.perf_counter() - step_began)
             finished = end.result()
+    if writing is not None:
+        stood = writing.wait()
     synced = _on_first(lambda: _sync(path))
-    return Saved(stall, finished, steps, synced)
+    return Saved(stall, stood, finished, steps, synced)
+
+
+def _seconds_until(done: Callable[[], bool], began: float) -> float:
+    while not done():
+        time.sleep(0.001)
+    return time.perf_counter() - began
 
 
 def _load(training: Training, path: Path) -> float:
@@ -150,11 +160,11 @@ def _sync(path: Path, *, drop: bool = False) -> None:
             os.close(descriptor)
 
 
-def main(way: str, setting: str, folder: str, saves: str, result: str) -> None:
+def main(way: str, setting: str, folder: str, saves: str, budget: str, result: str) -> None:
     """Measure `way` as `setting` (JSON) says and write the report to `result`."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    report = measure(way, Setting(**json.loads(setting)), Path(folder), int(saves))
+    report = measure(way, Setting(**json.loads(setting)), Path(folder), int(saves), budget)
     Path(result).write_text(json.dumps(asdict(report)), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()

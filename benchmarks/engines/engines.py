@@ -69,9 +69,10 @@ def ours(model: nn.Module, setting: Setting) -> Step:
     return training_loop(*sharded(model, setting))
 
 
-def sharded(model: nn.Module, setting: Setting) -> tuple[nn.Module, cd.AdamW]:
+def sharded(model: nn.Module, setting: Setting, memory: cd.Memory | None = None) -> tuple[nn.Module, cd.AdamW]:
     """The model under ciuic_dist, and its optimizer."""
-    model = cd.shard(model, stage=setting.stage, mixed_precision="bf16" if setting.dtype == "bf16" else None)
+    precision = "bf16" if setting.dtype == "bf16" else None
+    model = cd.shard(model, stage=setting.stage, mixed_precision=precision, memory=memory)
     optimizer = cd.AdamW(
         model.parameters(), lr=setting.learning_rate, betas=setting.betas, weight_decay=setting.weight_decay
     )

@@ -31,9 +31,10 @@ class OpenedFolder:
         self.manifest: Manifest = manifest_from_bytes(_content(path / MANIFEST), path / MANIFEST)
         self.places: dict[Place, tuple[Entry, Path]] = {}
         for files in self.manifest.files:
+            pages = path / files.pages
             for entry in _verified_index(path, files):
                 offsets = None if entry.box is None else entry.box.offsets
-                self.places.setdefault((entry.name, offsets), (entry, path / files.pages))
+                self.places.setdefault((entry.name, offsets), (entry, pages))
         self._check_whole(path)
 
     @property

@@ -33,15 +33,15 @@ def benchmark(folder: Path, ways: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_ours_beside_what_torch_has(tmp_path: Path) -> None:
-    lines = benchmark(tmp_path, "ours,torch.save,dcp-async")
-    kinds = ["configuration", "codec", "limit", *["trial"] * 3, *["summary"] * 3]
+    lines = benchmark(tmp_path, "ours,ours-within,torch.save,dcp-async")
+    kinds = ["configuration", "codec", "limit", *["trial"] * 4, *["summary"] * 4]
     assert [line["kind"] for line in lines] == kinds
-    for trial in lines[3:6]:
+    for trial in lines[3:7]:
         assert trial["off"] == 0.0
         assert trial["bytes"] > 12 * trial["parameters"]  # of fp32 and Adam's two moments
         (save,) = trial["saves"]
         assert 0 < save["stall"] <= save["durable"]
-    assert (tmp_path / "o.md").read_text().count("| the same |") == 3
+    assert (tmp_path / "o.md").read_text().count("| the same |") == 4
 
 
 @pytest.mark.slow

@@ -18,7 +18,13 @@ LIMITS = [Limit(write=100.0, read=200.0, direct=True), Limit(write=50.0, read=10
 
 
 def rank_report(rank: int) -> dict[str, object]:
-    saved = {"stall": 0.5 + rank, "finished": 4.0 - rank, "steps": [2.0, 3.0 + rank], "synced": 0.0 if rank else 0.25}
+    saved = {
+        "stall": 0.25 + rank,
+        "stood": 0.25,
+        "finished": 4.0 - rank,
+        "steps": [2.0, 3.0 + rank],
+        "synced": 0.0 if rank else 0.25,
+    }
     return {
         "parameters": 7,
         "steps": {"step_seconds": [2.0, 1.0, 9.0], "losses": [1.0], "memory": [[0.0, 10]]},
@@ -33,7 +39,7 @@ def rank_report(rank: int) -> dict[str, object]:
 
 def test_a_trial_waits_for_the_slowest_rank() -> None:
     trial = Trial("ours", **figures([rank_report(0), rank_report(1)]))
-    assert trial.saves == [Save(stall=1.5, slowed=2.0, durable=4.25)]
+    assert trial.saves == [Save(stall=1.5, slowed=1.75, durable=4.25)]
     assert (trial.bytes, trial.load, trial.off) == (84, 2.0, 0.125)
     assert (trial.training, trial.saving, trial.loading) == (20, 25, 24)
 
