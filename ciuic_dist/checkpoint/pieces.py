@@ -6,6 +6,7 @@ reads the format, finds whole tensors.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from math import prod
 from typing import Any
@@ -28,6 +29,12 @@ class BoxedPiece:
         self.values = values
         self._shape = torch.Size(shape)
         self._boxes = {torch.Size(b.offsets): b for b in boxes(shape, start, start + values.numel())}
+
+    def moved_to(self, values: Tensor) -> BoxedPiece:
+        """The same elements, which lie in ``values`` now."""
+        moved = copy.copy(self)
+        moved.values = values
+        return moved
 
     def size(self) -> torch.Size:
         """Shape of the whole tensor."""

@@ -113,7 +113,6 @@ class Saving:
         try:
             with self._writer as writer:
                 self._snapshot.write_beside()
-                self._snapshot.wait()
                 files = writer.finish()
         except Exception as error:  # noqa: BLE001 (told to all ranks)
             self._snapshot.give_up(error)

@@ -32,6 +32,11 @@ class Span:
         flat = self.flat
         return flat.home is None and flat.paging is None and flat.device.type == "cpu" and not in_columns
 
+    @property
+    def is_paged(self) -> bool:
+        """Whether it is no larger than a page for each of its values."""
+        return self.flat.paging is not None
+
     def overlaps(self, low: int, high: int) -> bool:
         """Whether any of its elements lies there."""
         return self.low < high and low < self.high

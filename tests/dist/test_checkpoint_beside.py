@@ -15,8 +15,8 @@ from torch import nn
 
 import ciuic_dist as cd
 from ciuic_dist.checkpoint import disk
+from ciuic_dist.checkpoint.copies import Rooms
 from ciuic_dist.checkpoint.snapshot import Snapshot
-from ciuic_dist.checkpoint.writing import RankWriter
 from ciuic_dist.comm.groups import rank
 from ciuic_dist.sharding.registry import sharded_of
 from tests.dist.launch import fresh, launch
@@ -118,9 +118,9 @@ def test_what_is_at_hand_needs_no_update(tmp_path: Path) -> None:
     torch.testing.assert_close(everything_in(tmp_path / "beside"), everything_in(tmp_path / "at once"), rtol=0, atol=0)
 
 
-def fill_up(path: Path, late: bool) -> list[str]:
+def fill_up(path: Path, late: bool, memory: str | None) -> list[str]:
     """Rank 1's drive is full from the first page of values on, once."""
-    model = cd.shard(Stack())
+    model = made(3, {"memory": memory}, path.parent)
     optimizer = cd.AdamW(model.parameters())
     train(model, optimizer, range(2))
     cd.save(path, model=model, optimizer=optimizer, step=2)
@@ -147,9 +147,12 @@ def fill_up(path: Path, late: bool) -> list[str]:
     return said
 
 
+@pytest.mark.parametrize("memory", [None, "nvme"])
 @pytest.mark.parametrize("late", [False, True])
-def test_a_full_drive_is_told_to_all_ranks_and_leaves_what_was_there(late: bool, tmp_path: Path) -> None:
-    for said in launch(fill_up, tmp_path / "c", late):
+def test_a_full_drive_is_told_to_all_ranks_and_leaves_what_was_there(
+    late: bool, memory: str | None, tmp_path: Path
+) -> None:
+    for said in launch(fill_up, tmp_path / "c", late, memory):
         assert said == ["NoRoom", "{'step': 2}", "{'step': 4}"]
 
 
@@ -272,18 +275,18 @@ def interrupt(path: Path) -> list[str]:
     model = made(3, {"memory": "nvme"}, path)
     optimizer = cd.AdamW(model.parameters())
     train(model, optimizer, range(2))
-    add, said = RankWriter.add, []
+    copy, said = Rooms.copy, []
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
     saving = cd.save(path / "c", model=model, optimizer=optimizer, wait=False)
-    RankWriter.add = interrupted  # type: ignore[method-assign]
+    Rooms.copy = interrupted  # type: ignore[method-assign]
     try:
         train(model, optimizer, range(2, 3))
     except KeyboardInterrupt:
         said.append("out")
-    RankWriter.add = add  # type: ignore[method-assign]
+    Rooms.copy = copy  # type: ignore[method-assign]
     sharded_of(model).close()
     try:
         saving.wait()

@@ -32,8 +32,11 @@ class Tower(nn.Module):
         return values
 
 
-def train_and_weigh(folder: str, rows: Sequence[int]) -> tuple[list[int], int]:
-    """How far the process had grown after each forward and backward, its part of shared memory included; what moved."""
+def train_and_weigh(folder: str, rows: Sequence[int], save: bool) -> tuple[list[int], int]:
+    """How far the process had grown after each forward and backward, its part of shared memory included; what moved.
+
+    The backward updates, and where it is to ``save``, copies what a checkpoint gets.
+    """
     return_freed_memory()
     with torch.device("meta"):
         model = Tower()
@@ -44,6 +47,8 @@ def train_and_weigh(folder: str, rows: Sequence[int]) -> tuple[list[int], int]:
     for count in rows:
         loss = model(torch.ones(count, 1024)).square().mean()
         seen.append(process_bytes() - before)
+        if save:
+            cd.save(Path(folder, "checkpoint"), model=model, optimizer=optimizer, wait=False)
         loss.backward()
         seen.append(process_bytes() - before)
         optimizer.step()
@@ -57,9 +62,9 @@ def process_bytes() -> int:
     return anonymous_bytes() + shared
 
 
-@pytest.mark.parametrize("rows", [[32] * 8, [32] * 4 + [256] * 4])
-def test_the_process_grows_by_no_more_than_its_budget(rows: Sequence[int], tmp_path: Path) -> None:
-    for seen, moved in launch(train_and_weigh, str(tmp_path), rows, world=2):
+@pytest.mark.parametrize(("rows", "save"), [([32] * 8, False), ([32] * 4 + [256] * 4, False), ([32] * 6, True)])
+def test_the_process_grows_by_no_more_than_its_budget(rows: Sequence[int], save: bool, tmp_path: Path) -> None:
+    for seen, moved in launch(train_and_weigh, str(tmp_path), rows, save, world=2):
         assert max(seen) <= parse_size(DEVICE, "device") + SLACK
         assert moved > 4 * 150e6  # a rank has 100 MB of masters and 100 MB of moments, which come and go
 
