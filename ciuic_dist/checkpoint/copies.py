@@ -25,19 +25,24 @@ class Copy:
 
 
 class Rooms:
-    """Memory for a few copies, made as it is needed; for two threads, of which one makes copies."""
+    """Memory for a few copies, of ``most`` bytes in all, made as it is needed; one thread makes copies."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._left = most
         self._free = [torch.empty(0, dtype=torch.uint8)] * COPIES
 
     def copy(self, entries: Sequence[tuple[str, BoxedPiece]]) -> Copy | None:
-        """None where too many are still waiting."""
+        """None where too many are still waiting, or too much."""
         if not self._free:
             return None
-        room = self._free.pop()
+        room = self._free[-1]
         nbytes = sum(_padded(piece.values.nbytes) for _, piece in entries)
         if nbytes > len(room):
+            if nbytes - len(room) > self._left:
+                return None
+            self._left -= nbytes - len(room)
             room = torch.empty(nbytes, dtype=torch.uint8)
+        self._free.pop()
         copied, used = [], 0
         for name, piece in entries:
             values = room[used : used + piece.values.nbytes].view(piece.values.dtype)

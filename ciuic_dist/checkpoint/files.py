@@ -40,8 +40,9 @@ def save(
 ) -> Saving:
     """Write masters, optimizer state and ``extra`` (anything that pickles; rank 0's counts) to the folder ``path``.
 
-    Every rank calls it. ``path`` changes only when all is on disk, by rename. Nothing large is copied. Without
-    ``wait`` training goes on meanwhile, and all is written as it is now: see ``Saving``. A checkpoint of the model that
+    Every rank calls it. ``path`` changes only when all is on disk, by rename. Without ``wait`` training goes on
+    meanwhile, and all is written as it is now: see ``Saving``. Nothing is copied but, under a budget, some pages at a
+    time to where activations were. A checkpoint of the model that
     is still in the making is waited for first. ``compress``: without loss, what no update waits for, which takes a core
     some 1.2 s a GB (``compress.lossless``).
 
@@ -61,7 +62,7 @@ def save(
             writer = stack.enter_context(RankWriter(draft_of(folder), rank()))
             for name, entry in small_entries(model, optimizer, extra):
                 writer.add(name, entry)
-            snapshot = Snapshot(spans_of(model, optimizer), writer, compress=compress)
+            snapshot = Snapshot(spans_of(model, optimizer), writer, room=sharded.idle_bytes, compress=compress)
             saving = Saving(folder, sharded, snapshot, writer, ballot)
         stack.pop_all()
     saving.begin()

@@ -25,17 +25,17 @@ class Snapshot:
     """Spans that are still to be written, each once.
 
     What goes wrong is told by ``write_beside`` alone: an update goes on.
-    ``compress``: but for what an update waits for, and copies.
+    Copies take ``room`` bytes at most. ``compress``: but for what an update waits for, and copies.
     """
 
-    def __init__(self, spans: Iterable[Span], writer: RankWriter, *, compress: bool) -> None:
+    def __init__(self, spans: Iterable[Span], writer: RankWriter, *, room: int, compress: bool) -> None:
         self._writer = writer
         self._compress = compress
         self._left: dict[int, list[Span]] = defaultdict(list)  # by flat
         for span in reversed(list(spans)):  # what is updated first comes first
             self._left[id(span.flat)].append(span)
         self._under_way: set[Span] = set()  # being read
-        self._rooms = Rooms()
+        self._rooms = Rooms(room)
         self._copies: deque[Copy] = deque()
         self._changed = Condition()
         self._error: Exception | None = None
@@ -48,7 +48,7 @@ class Snapshot:
             self._write(span, compress=self._compress)
         while copy := self._next_copy():
             self._write_copy(copy)
-        self._rooms = Rooms()  # their memory goes
+        self._rooms = Rooms(0)  # their memory goes
         if self._error is not None:
             raise self._error
 

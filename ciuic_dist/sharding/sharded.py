@@ -290,6 +290,11 @@ class Sharded:
         own = sum(flat.own_bytes for flat in self.flats)
         return self.exchange.usage() + own + landings + self._state_bytes
 
+    @property
+    def idle_bytes(self) -> int:
+        """Of the budget, what activations may take and don't while parameters are updated, the backward being over."""
+        return 0 if self.division is None else self.division.transient
+
     def note_peak(self) -> None:
         """Called where memory has grown."""
         self.peak = max(self.peak, self.usage())
