@@ -23,6 +23,7 @@ from benchmarks.measure.launch import RunError, launch
 from benchmarks.measure.record import reason, record
 from benchmarks.measure.setting import Setting
 from ciuic_dist.estimate.codec import measure_codec
+from ciuic_dist.memory.budget import parse_size
 
 _PAGE: Final = 4 << 20  # bytes, as checkpoints have them
 _TINY: Final = {
@@ -78,10 +79,18 @@ def _problem(options: argparse.Namespace) -> str | None:
             min(*counts, options.sequence - 1, options.warmup + 1) < 1,
             "--ranks, --batch, --steps, --saves, --repetitions and --probed must be at least 1, --sequence at least 2",
         ),
+        (not _is_size(options.budget), f"--budget {options.budget} is no size: give one as in 400MiB"),
         (options.batch % max(1, options.ranks), f"--batch {options.batch} can't be divided among the ranks"),
         (not options.folder.is_dir(), f"--folder: there is no {options.folder}"),
     )
     return next((message for wrong, message in checks if wrong), None)
+
+
+def _is_size(text: str) -> bool:
+    try:
+        return parse_size(text, "device") > 0
+    except ValueError:
+        return False
 
 
 def measure(setting: Setting, options: argparse.Namespace) -> Iterator[Limit | Trial]:

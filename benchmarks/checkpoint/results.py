@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.checkpoint.drive import Limit
-from benchmarks.checkpoint.names import ASYNCHRONOUS, OURS
+from benchmarks.checkpoint.names import ASYNCHRONOUS, OURS, WITHIN
 from benchmarks.measure.over_ranks import peak_of_sum
 
 
@@ -16,8 +16,8 @@ from benchmarks.measure.over_ranks import peak_of_sum
 class Save:
     """One checkpoint, in seconds of the slowest rank.
 
-    `stall`: training stood still; `slowed`: steps took longer than that, in all, while it was written;
-    `durable`: from the call until everything was written and synced.
+    `stall`: training stood still; `slowed`: the steps while it was written took longer in all, beyond their part of
+    that; `durable`: from the call until everything was written and synced.
     """
 
     stall: float
@@ -68,7 +68,8 @@ def figures(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _save(ranks: Sequence[dict[str, Any]], usual: float) -> Save:
     return Save(
         stall=max(rank["stall"] + rank["stood"] for rank in ranks),
-        slowed=max(sum(step - usual for step in rank["steps"]) - rank["stood"] for rank in ranks),
+        slowed=max(sum(step - usual for step in rank["steps"]) for rank in ranks)
+        - max(rank["stood"] for rank in ranks),
         durable=max(rank["finished"] for rank in ranks) + max(rank["synced"] for rank in ranks),
     )
 
@@ -144,9 +145,9 @@ def _summary(trials: Sequence[Trial], limits: Sequence[Limit], asynchronous: flo
 
 def problem(trials: Sequence[Trial]) -> str:
     """What is wrong with ours: it failed, or training didn't go on from the checkpoint as it had; empty where fine."""
-    for trial in _of(OURS, trials):
+    for trial in (*_of(OURS, trials), *_of(WITHIN, trials)):
         if trial.error:
-            return f"ours failed: {trial.error}"
+            return f"{trial.way} failed: {trial.error}"
         if trial.off:
-            return f"after loading, ours has a loss that is off by {trial.off:.1e}"
+            return f"after loading, {trial.way} has a loss that is off by {trial.off:.1e}"
     return ""

@@ -75,7 +75,8 @@ def measure(way: str, setting: Setting, folder: Path, saves: int, budget: str) -
     path = folder / "checkpoint"
     saved = [checkpoint(training, path, stream) for _ in range(saves)]
     with PssSampler() as saving:
-        checkpoint(training, path, stream, alone=True)
+        checkpoint(training, path, stream)
+    checkpoint(training, path, stream, alone=True)
     nbytes = sum(file.stat().st_size for file in _files(path)) if _first() else 0
     batch = next(stream)
     loss = training.step(batch)

@@ -42,9 +42,8 @@ def save(
 
     Every rank calls it. ``path`` changes only when all is on disk, by rename. Without ``wait`` training goes on
     meanwhile, and all is written as it is now: see ``Saving``. Nothing is copied but, under a budget, some pages at a
-    time to where activations were. A checkpoint of the model that
-    is still in the making is waited for first. ``compress``: without loss, what no update waits for, which takes a core
-    some 1.2 s a GB (``compress.lossless``).
+    time to where activations were. A checkpoint of the model that is still in the making is waited for first.
+    ``compress``: without loss, what is read outside of updates; a core takes some 1.2 s a GB (``compress.lossless``).
 
     Raises FileExistsError where ``path`` holds something else than a checkpoint; nothing is written then. NoRoom,
     an OSError, on all ranks where the drive of any is full; what was written for this checkpoint is deleted then.

@@ -92,14 +92,14 @@ def install_optimizer(optimizer: PagedOptimizer, saved: Saved, objects: Mapping[
     """Give the optimizer its settings and its state, a part at a time."""
     by_parameter = saved.states
 
-    def states_of(flat: Flat, pieces: Sequence[Piece], had: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def states_of(flat: Flat, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         slots = [flat.layout.slots[piece.index] for piece in pieces]
         names = [by_parameter.get(slot.name, {}) for slot in slots]
         found = saved.read(
             {
-                name: _state_room(saved.entries[name], name, slot, piece, state.get(key), flat.device)
-                for slot, piece, state, keys in zip(slots, pieces, had, names, strict=True)
-                for key, name in keys.items()
+                name: _state_room(saved.entries[name], name, slot, piece, flat.device)
+                for slot, piece, keys in zip(slots, pieces, names, strict=True)
+                for name in keys.values()
             }
         )
         return [{key: _values(found[name]) for key, name in keys.items()} for keys in names]
@@ -155,18 +155,13 @@ def _parameters_room(flat: Flat, low: int, high: int, master: Tensor) -> dict[st
     return room
 
 
-def _state_room(entry: STORAGE_TYPES, name: str, slot: Slot, piece: Piece, had: Any, device: torch.device) -> Any:
-    """Memory for a piece's state, that which it ``had`` where it fits: new memory costs more than reading a drive.
-
-    None for what was saved as an object.
-    """
+def _state_room(entry: STORAGE_TYPES, name: str, slot: Slot, piece: Piece, device: torch.device) -> Any:
+    """Memory for a piece's state; none for what was saved as an object."""
     if not isinstance(entry, TensorStorageMetadata):
         return None
     if name.startswith(SCALARS):
         return torch.empty(entry.size, dtype=entry.properties.dtype)
     values = torch.empty(piece.numel, dtype=entry.properties.dtype, device=device)
-    if isinstance(had, Tensor) and (had.shape, had.dtype, had.device) == (values.shape, values.dtype, values.device):
-        values = had
     return BoxedPiece(slot.shape, piece.start, values)
 
 

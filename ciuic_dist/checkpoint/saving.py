@@ -58,7 +58,7 @@ class Saving:
 
     @property
     def stall_seconds(self) -> float:
-        """That training has spent on it: writing what its thread hadn't come to, and waiting."""
+        """That training has spent on it: copying, writing what its thread hadn't come to, and waiting."""
         return self._snapshot.stall_seconds + self._waited
 
     def wait(self) -> None:

@@ -48,7 +48,6 @@ class Snapshot:
             self._write(span, compress=self._compress)
         while copy := self._next_copy():
             self._write_copy(copy)
-        self._rooms = Rooms(0)  # their memory goes
         if self._error is not None:
             raise self._error
 
@@ -99,11 +98,11 @@ class Snapshot:
             return None if found is None else self._take(found)
 
     def _take(self, span: Span) -> Span:
+        self._under_way.add(span)  # first: an update that looks must see it in one or the other
         spans = self._left[id(span.flat)]
         spans.remove(span)
         if not spans:
             del self._left[id(span.flat)]
-        self._under_way.add(span)
         return span
 
     def _hand_over(self, span: Span, *, state_is_open: bool) -> None:
@@ -112,8 +111,13 @@ class Snapshot:
             if copy is None:
                 self._add(entries, compress=False)
             else:
-                with self._changed:  # before nothing is under way
-                    self._copies.append(copy)
+                self._leave(copy)
+
+    def _leave(self, copy: Copy) -> None:
+        """For the thread beside; called while its span is under way still, lest that finds nothing to do."""
+        with self._changed:
+            if self._error is None:
+                self._copies.append(copy)
 
     def _write(self, span: Span, *, compress: bool) -> None:
         with self._reading(span), span.opened() as entries:
@@ -131,7 +135,8 @@ class Snapshot:
         except Exception as error:  # noqa: BLE001 (raised by ``write_beside``)
             with self._changed:
                 self._fail(error)
-        self._rooms.give_back(copy)
+        if self._left:  # else its memory goes
+            self._rooms.give_back(copy)
 
     def _add(self, entries: Sequence[tuple[str, BoxedPiece]], *, compress: bool) -> None:
         for name, piece in entries:

@@ -34,7 +34,7 @@ class Span:
 
     @property
     def is_paged(self) -> bool:
-        """Whether it is no larger than a page for each of its values."""
+        """Whether its values lie in pages, each kind in one."""
         return self.flat.paging is not None
 
     def overlaps(self, low: int, high: int) -> bool:

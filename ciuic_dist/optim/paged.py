@@ -219,23 +219,20 @@ class PagedOptimizer(Optimizer):
     def take(
         self,
         settings: Sequence[dict[str, Any]],
-        states_of: Callable[[Flat, Sequence[Piece], Sequence[dict[str, Any]]], Sequence[dict[str, Any]]],
+        states_of: Callable[[Flat, Sequence[Piece]], Sequence[dict[str, Any]]],
     ) -> None:
         """Take each group's ``settings`` and new state, with torch's rules for dtypes and devices.
 
         ``states_of`` gives the state of some pieces of a flat, those of one span; it is asked for one span at a time.
-        It is given the state that they had as well, whose tensors it may fill and give back.
         """
         groups = self.inner.state_dict()["param_groups"]
         both = [here | saved for here, saved in zip(groups, settings, strict=True)]
         self._forget_state()
-        before = dict(self.inner.state)
         self._load_inner({"state": {}, "param_groups": both})
         trial = copy.copy(self.inner)
         for part in self._parts.values():
             pieces = list(part.pieces)
-            had = [before.pop(piece, {}) for piece in pieces]
-            states = states_of(part.flat, [piece.place for piece in pieces], had)
+            states = states_of(part.flat, [piece.place for piece in pieces])
             with part.open_state(self.inner, dirty=True):
                 self.inner.state.update(_as_loaded(trial, part.groups, states))
 

@@ -292,8 +292,9 @@ class Sharded:
 
     @property
     def idle_bytes(self) -> int:
-        """Of the budget, what activations may take and don't while parameters are updated, the backward being over."""
-        return 0 if self.division is None else self.division.transient
+        """Of the host, under a budget: what activations may take there, but not while parameters are updated."""
+        on_host = self.division is not None and self.flats[0].device.type == "cpu"
+        return self.division.transient if self.division is not None and on_host else 0
 
     def note_peak(self) -> None:
         """Called where memory has grown."""

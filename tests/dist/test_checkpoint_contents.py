@@ -132,25 +132,3 @@ def resume(path: Path) -> bool:
 
 def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert launch(resume, tmp_path / "checkpoint") == [True, True]
-
-
-def moments(optimizer: cd.AdamW) -> list[Tensor]:
-    return [state["exp_avg"] for _, state in sorted(optimizer.state_dict()["state"].items())]
-
-
-def go_back(path: Path) -> bool:
-    model = cd.shard(Stack())
-    optimizer = cd.AdamW(model.parameters())
-    step(model, optimizer)
-    saved = [moment.clone() for moment in moments(optimizer)]
-    cd.save(path, model=model, optimizer=optimizer)
-    step(model, optimizer)
-    there = moments(optimizer)
-    assert not all(map(torch.equal, there, saved))
-    cd.load(path, model=model, optimizer=optimizer)
-    assert all(map(torch.equal, there, saved))
-    return bool(there) and [moment.data_ptr() for moment in moments(optimizer)] == [one.data_ptr() for one in there]
-
-
-def test_state_is_read_into_the_memory_it_has(tmp_path: Path) -> None:
-    assert launch(go_back, tmp_path / "checkpoint") == [True] * 2

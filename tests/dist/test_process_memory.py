@@ -17,6 +17,8 @@ from tests.dist.launch import launch
 DEVICE = "100MB"
 SLACK = 32 << 20
 """Bytes: what libraries take for themselves when they are first used, and a heap can't use again."""
+SAVING = 7 << 20
+"""Bytes: a buffer of 4 MiB before the drive, and four copies of three pages of 256 KiB."""
 
 
 class Tower(nn.Module):
@@ -65,7 +67,7 @@ def process_bytes() -> int:
 @pytest.mark.parametrize(("rows", "save"), [([32] * 8, False), ([32] * 4 + [256] * 4, False), ([32] * 6, True)])
 def test_the_process_grows_by_no_more_than_its_budget(rows: Sequence[int], save: bool, tmp_path: Path) -> None:
     for seen, moved in launch(train_and_weigh, str(tmp_path), rows, save, world=2):
-        assert max(seen) <= parse_size(DEVICE, "device") + SLACK
+        assert max(seen) <= parse_size(DEVICE, "device") + SLACK + save * SAVING
         assert moved > 4 * 150e6  # a rank has 100 MB of masters and 100 MB of moments, which come and go
 
 

@@ -19,8 +19,8 @@ LIMITS = [Limit(write=100.0, read=200.0, direct=True), Limit(write=50.0, read=10
 
 def rank_report(rank: int) -> dict[str, object]:
     saved = {
-        "stall": 0.25 + rank,
-        "stood": 0.25,
+        "stall": 0.25,
+        "stood": 0.25 + rank,
         "finished": 4.0 - rank,
         "steps": [2.0, 3.0 + rank],
         "synced": 0.0 if rank else 0.25,
@@ -39,7 +39,7 @@ def rank_report(rank: int) -> dict[str, object]:
 
 def test_a_trial_waits_for_the_slowest_rank() -> None:
     trial = Trial("ours", **figures([rank_report(0), rank_report(1)]))
-    assert trial.saves == [Save(stall=1.5, slowed=1.75, durable=4.25)]
+    assert trial.saves == [Save(stall=1.5, slowed=0.75, durable=4.25)]
     assert (trial.bytes, trial.load, trial.off) == (84, 2.0, 0.125)
     assert (trial.training, trial.saving, trial.loading) == (20, 25, 24)
 
@@ -70,6 +70,7 @@ def test_ours_must_run_and_load_what_it_saved() -> None:
     assert problem([trials[0], replace(trials[1], off=1.0, error="no")]) == ""
     assert "off by 1.0e-01" in problem([replace(trials[0], off=0.1)])
     assert "ours failed: no" in problem([Trial("ours", error="no")])
+    assert "ours-within failed: no" in problem([*trials, Trial("ours-within", error="no")])
 
 
 def test_the_table_has_a_line_for_each_way_and_each_failure() -> None:
@@ -99,6 +100,7 @@ def test_the_drive_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
         ("--ways ours,tar", "there is no way tar: --ways takes ours"),
         ("--batch 3", "can't be divided among the ranks"),
         ("--saves 0", "at least 1"),
+        ("--budget much", "--budget much is no size"),
         ("--folder /nowhere", "there is no /nowhere"),
     ],
 )
