@@ -102,11 +102,11 @@ def measure(setting: Setting, options: argparse.Namespace) -> Iterator[Limit | T
         for way in list(ways):
             with TemporaryDirectory(prefix="checkpoint-", dir=options.folder) as folder:
                 trial = Trial(way, repetition)
-                command = ("benchmarks.checkpoint.worker", way, json.dumps(asdict(setting)), folder)
+                asked = (way, json.dumps(asdict(setting)), folder, str(options.saves), options.budget)
                 try:
                     with machine.watched() as others:
                         reports = launch(
-                            (*command, str(options.saves), options.budget), setting.ranks, [_HERE], options.seconds
+                            ("benchmarks.checkpoint.worker", *asked), setting.ranks, [_HERE], options.seconds
                         )
                 except RunError as error:
                     ways.remove(way)

@@ -293,8 +293,9 @@ class Sharded:
     @property
     def idle_bytes(self) -> int:
         """Of the host, under a budget: what activations may take there, but not while parameters are updated."""
-        on_host = self.division is not None and self.flats[0].device.type == "cpu"
-        return self.division.transient if self.division is not None and on_host else 0
+        if self.spill is None or self.division is None or not self.spill.device.is_host:
+            return 0
+        return self.division.transient
 
     def note_peak(self) -> None:
         """Called where memory has grown."""
