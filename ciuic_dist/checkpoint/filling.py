@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
+from ciuic_dist.checkpoint import disk
 from ciuic_dist.checkpoint.manifest import Entry
 from ciuic_dist.checkpoint.opened import dtype_of
-from ciuic_dist.checkpoint.pages import PageFileReader
+from ciuic_dist.checkpoint.pages import Page
 from ciuic_dist.sharding.layout import Box, boxes
 
 
-def fill(target: Tensor, file: PageFileReader, entry: Entry, offsets: Sequence[int]) -> None:
-    """Give ``target`` the values from ``offsets`` on in the entry's box.
+def fill(target: Tensor, read: Callable[[Page], disk.Buffer], entry: Entry, offsets: Sequence[int]) -> None:
+    """Give ``target`` the values from ``offsets`` on in the entry's box; ``read`` gives a page's content."""
+    for page, start in pages_of(entry, offsets, target.shape):
+        assert entry.box is not None
+        values = torch.frombuffer(read(page), dtype=dtype_of(entry))
+        for box in boxes(entry.box.sizes, start, start + len(values)):
+            _copy_overlap(target, offsets, values, box)
 
-    Only pages with such values are read, each whole. Raises CorruptCheckpoint where one doesn't verify.
-    """
-    if entry.box is None or not target.numel():
+
+def pages_of(entry: Entry, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[Page, int]]:
+    """Those with values of the part of the entry's box that begins at ``offsets``, and where each begins in the box."""
+    if entry.box is None or not prod(sizes):
         return
-    dtype, shape = dtype_of(entry), entry.box.sizes
+    itemsize, shape = dtype_of(entry).itemsize, entry.box.sizes
     first = _position(shape, offsets)
-    last = _position(shape, [offset + size - 1 for offset, size in zip(offsets, target.shape, strict=True)])
+    last = _position(shape, [offset + size - 1 for offset, size in zip(offsets, sizes, strict=True)])
     start = 0
     for page in entry.pages:
-        stop = start + page.raw // dtype.itemsize
+        stop = start + page.raw // itemsize
         if first < stop and start <= last:
-            values = torch.frombuffer(file.read(page, entry.name), dtype=dtype)
-            for box in boxes(shape, start, stop):
-                _copy_overlap(target, offsets, values, box)
+            yield page, start
         start = stop
 
 

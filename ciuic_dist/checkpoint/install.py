@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,13 @@ def read_objects(saved: Saved, model: nn.Module) -> dict[str, Any]:
 
 def install_model(model: nn.Module, saved: Saved, objects: Mapping[str, Any]) -> None:
     """Give the model its values, a span of a shard at a time."""
-    for flat in sharded_of(model).flats:
+    flats = sharded_of(model).flats
+    saved.expect(
+        _parameters_room(flat, low, high, torch.empty(high - low, device="meta"))
+        for flat in flats
+        for low, high in flat.spans()
+    )
+    for flat in flats:
         with flat.held():
             for low, high in flat.spans():
                 with flat.opened_master(low, high, dirty=True) as master:
@@ -89,20 +95,14 @@ def install_extra_states(model: nn.Module, objects: Mapping[str, Any]) -> None:
 
 
 def install_optimizer(optimizer: PagedOptimizer, saved: Saved, objects: Mapping[str, Any]) -> None:
-    """Give the optimizer its settings and its state, a part at a time."""
-    by_parameter = saved.states
+    """Give the optimizer its settings and its state, a span at a time."""
 
-    def states_of(flat: Flat, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
-        slots = [flat.layout.slots[piece.index] for piece in pieces]
-        names = [by_parameter.get(slot.name, {}) for slot in slots]
-        found = saved.read(
-            {
-                name: _state_room(saved.entries[name], name, slot, piece, flat.device)
-                for slot, piece, keys in zip(slots, pieces, names, strict=True)
-                for name in keys.values()
-            }
-        )
-        return [{key: _values(found[name]) for key, name in keys.items()} for keys in names]
+    def states_of(spans: Sequence[tuple[Flat, Sequence[Piece]]]) -> Iterator[list[dict[str, Any]]]:
+        saved.expect(_state_room(saved, flat, pieces, torch.device("meta")) for flat, pieces in spans)
+        for flat, pieces in spans:
+            found = saved.read(_state_room(saved, flat, pieces, flat.device))
+            names = [saved.states.get(flat.layout.slots[piece.index].name, {}) for piece in pieces]
+            yield [{key: _values(found[name]) for key, name in keys.items()} for keys in names]
 
     optimizer.take([objects[f"{GROUPS}{number}"] for number in range(len(optimizer.param_groups))], states_of)
 
@@ -155,8 +155,18 @@ def _parameters_room(flat: Flat, low: int, high: int, master: Tensor) -> dict[st
     return room
 
 
-def _state_room(entry: STORAGE_TYPES, name: str, slot: Slot, piece: Piece, device: torch.device) -> Any:
-    """Memory for a piece's state; none for what was saved as an object."""
+def _state_room(saved: Saved, flat: Flat, pieces: Iterable[Piece], device: torch.device) -> dict[str, Any]:
+    """Memory for the state of pieces, by the names that it was saved as."""
+    slots = [(flat.layout.slots[piece.index], piece) for piece in pieces]
+    return {
+        name: _piece_room(saved.entries[name], name, slot, piece, device)
+        for slot, piece in slots
+        for name in saved.states.get(slot.name, {}).values()
+    }
+
+
+def _piece_room(entry: STORAGE_TYPES, name: str, slot: Slot, piece: Piece, device: torch.device) -> Any:
+    """None for what was saved as an object."""
     if not isinstance(entry, TensorStorageMetadata):
         return None
     if name.startswith(SCALARS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from os import PathLike
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import STORAGE_TYPES
+from torch.distributed.checkpoint.planner import LoadPlan
 
 from ciuic_dist.checkpoint.errors import CorruptCheckpoint
 from ciuic_dist.checkpoint.names import state_names
@@ -46,12 +47,20 @@ class Saved:
 
         Raises CorruptCheckpoint where that isn't what was written.
         """
-        planner = LoadPlanner()
-        planner.set_up_planner(room, self._metadata, is_coordinator=True)
-        plan = self._reader.prepare_local_plan(planner.create_local_plan())
+        planner, plan = self._planned(room)
         with self._readable():
             self._reader.read_data(plan, planner).wait()
         return room
+
+    def expect(self, rooms: Iterable[dict[str, Any]]) -> None:
+        """Read ahead, since the like of these are filled next; no values are needed, tensors may be meta."""
+        if isinstance(self._reader, PageReader):
+            self._reader.expect(self._planned(room)[1] for room in rooms)
+
+    def _planned(self, room: dict[str, Any]) -> tuple[LoadPlanner, LoadPlan]:
+        planner = LoadPlanner()
+        planner.set_up_planner(room, self._metadata, is_coordinator=True)
+        return planner, self._reader.prepare_local_plan(planner.create_local_plan())
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,19 +21,17 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from ciuic_dist.checkpoint.filling import fill
+from ciuic_dist.checkpoint.filling import fill, pages_of
 from ciuic_dist.checkpoint.folder import begin, draft_of, find_complete
 from ciuic_dist.checkpoint.manifest import MANIFEST, Entry, KeyPath
 from ciuic_dist.checkpoint.opened import OpenedFolder, dtype_of
-from ciuic_dist.checkpoint.pages import PageFileReader
+from ciuic_dist.checkpoint.page_files import PageFiles
+from ciuic_dist.checkpoint.pages import Page
 from ciuic_dist.checkpoint.writing import RankWriter, commit
-
-_OPEN_FILES: Final = 4
-"""Each has memory for a few pages."""
 
 
 def reader_of(path: str | PathLike[str]) -> StorageReader:
@@ -53,13 +52,13 @@ class PageReader(StorageReader):
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         self._opened: OpenedFolder | None = None
-        self._files: OrderedDict[Path, PageFileReader] = OrderedDict()  # open, the latest last
+        self._files = PageFiles()
 
     def reset(self, checkpoint_id: str | PathLike[str] | None = None) -> None:
         """Read this checkpoint next."""
         self.path = self.path if checkpoint_id is None else Path(checkpoint_id)
         self._opened = None
-        self._files.clear()
+        self._files = PageFiles()
 
     def read_metadata(self) -> Metadata:
         """What there is; opens and verifies manifest and indexes."""
@@ -87,26 +86,34 @@ class PageReader(StorageReader):
         """Fill what the plan asks for, page by page."""
         if self._opened is None:
             self.read_metadata()
-        assert self._opened is not None
+        if not self._files.expecting:
+            self.expect([plan])
         for item in plan.items:
-            index = item.storage_index
-            entry, path = self._opened.places[index.fqn, None if index.offset is None else tuple(index.offset)]
-            file = self._file(path)
+            entry, path = self._place(item)
+            read = partial(self._files.read, path, what=entry.name)
             if item.type == LoadItemType.BYTE_IO:
-                planner.load_bytes(item, _object(file, entry))
+                planner.load_bytes(item, io.BytesIO(b"".join(bytes(read(page)) for page in entry.pages)))
             else:
                 target = planner.resolve_tensor(item).detach()
-                fill(target, file, entry, item.storage_offsets)
+                fill(target, read, entry, item.storage_offsets)
                 planner.commit_tensor(item, target)
         return _done(None)
 
-    def _file(self, path: Path) -> PageFileReader:
-        if path not in self._files:
-            if len(self._files) == _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-            self._files[path] = PageFileReader(path)
-        self._files.move_to_end(path)
-        return self._files[path]
+    def expect(self, plans: Iterable[LoadPlan]) -> None:
+        """Read ahead, since these plans come next."""
+        self._files.expect(page for plan in plans for item in plan.items for page in self._pages(item))
+
+    def _pages(self, item: ReadItem) -> Iterator[tuple[Path, Page]]:
+        entry, path = self._place(item)
+        if item.type == LoadItemType.BYTE_IO:
+            yield from ((path, page) for page in entry.pages)
+        else:
+            yield from ((path, page) for page, _ in pages_of(entry, item.storage_offsets, item.lengths))
+
+    def _place(self, item: ReadItem) -> tuple[Entry, Path]:
+        assert self._opened is not None
+        index = item.storage_index
+        return self._opened.places[index.fqn, None if index.offset is None else tuple(index.offset)]
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | PathLike[str]) -> bool:
@@ -172,10 +179,6 @@ def _metadata_of(entry: Entry) -> TensorStorageMetadata:
 def _chunk_of(entry: Entry) -> ChunkStorageMetadata:
     assert entry.box is not None
     return ChunkStorageMetadata(torch.Size(entry.box.offsets), torch.Size(entry.box.sizes))
-
-
-def _object(file: PageFileReader, entry: Entry) -> io.BytesIO:
-    return io.BytesIO(b"".join(bytes(file.read(page, entry.name)) for page in entry.pages))
 
 
 def _paths(metadata: Metadata) -> dict[str, KeyPath] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,8 @@ from ciuic_dist.checkpoint.manifest import (
     manifest_to_bytes,
     packages,
 )
-from ciuic_dist.checkpoint.pages import Page, PageFileReader, PageFileWriter
+from ciuic_dist.checkpoint.page_file import PageFileReader
+from ciuic_dist.checkpoint.pages import Page, PageFileWriter
 from ciuic_dist.checkpoint.writing import RankWriter
 
 FILE = Path("a file")
@@ -44,6 +47,12 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages_module, "PAGE_BYTES", 16)
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[PageFileReader]:
+    with ThreadPoolExecutor(1) as threads, closing(PageFileReader(path, threads)) as reader:
+        yield reader
+
+
 @given(st.lists(st.binary(max_size=70), max_size=5), st.sampled_from([None, 1, 2, 4, 8]))
 def test_content_comes_back_in_pages(
     tmp_path_factory: pytest.TempPathFactory, contents: list[bytes], itemsize: int | None
@@ -53,7 +62,7 @@ def test_content_comes_back_in_pages(
         written = [writer.append(memoryview(content), itemsize) for content in contents]
         writer.finish()
         assert writer.nbytes == path.stat().st_size
-    with closing(PageFileReader(path)) as reader:
+    with opened(path) as reader:
         for content, places in zip(contents, written, strict=True):
             assert all(0 < page.raw <= 16 for page in places)
             assert b"".join(bytes(reader.read(page, "it")) for page in places) == content
@@ -71,7 +80,7 @@ def test_a_page_that_changed_is_named(
     damaged, byte = bytearray(path.read_bytes()), places[number].offset + place
     damaged[byte] ^= 1 << bit
     path.write_bytes(damaged[:byte] if cut else damaged)
-    with closing(PageFileReader(path)) as reader, pytest.raises(CorruptCheckpoint, match=str(path)):
+    with opened(path) as reader, pytest.raises(CorruptCheckpoint, match=str(path)):
         b"".join(bytes(reader.read(page, "it")) for page in places)
 
 
@@ -123,6 +132,6 @@ def test_any_part_of_a_box_is_found(tmp_path_factory: pytest.TempPathFactory, ca
     entry = index_from_bytes((folder / files.index).read_bytes(), FILE)[0]
     expected = values[tuple(part)]
     found = torch.zeros_like(expected)
-    with closing(PageFileReader(folder / files.pages)) as reader:
-        fill(found, reader, entry, [cut.start for cut in part])
+    with opened(folder / files.pages) as reader:
+        fill(found, lambda page: reader.read(page, "it"), entry, [cut.start for cut in part])
     assert torch.equal(found, expected)

@@ -1,0 +1,99 @@
+"""Reading ahead changes nothing but the time: what is asked for comes, whatever was expected."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ciuic_dist.checkpoint import pages as pages_module
+from ciuic_dist.checkpoint.errors import CorruptCheckpoint
+from ciuic_dist.checkpoint.page_file import PageFileReader
+from ciuic_dist.checkpoint.page_files import PageFiles
+from ciuic_dist.checkpoint.pages import Page, PageFileWriter
+
+FILES, PAGES = 6, 9
+NUMBERS = st.lists(st.tuples(st.integers(0, FILES - 1), st.integers(0, PAGES - 1)), max_size=30)
+Place = tuple[Path, Page]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> list[list[Place]]:
+    """Of each file its pages; the content of each says which it is."""
+    folder = tmp_path_factory.mktemp("files")
+    return [_file(folder / str(number), number) for number in range(FILES)]
+
+
+def _file(path: Path, number: int) -> list[Place]:
+    with pytest.MonkeyPatch.context() as small, PageFileWriter(path) as writer:
+        small.setattr(pages_module, "PAGE_BYTES", 2)
+        pages = writer.append(memoryview(b"".join(bytes((number, page)) for page in range(PAGES))))
+        writer.finish()
+    return [(path, page) for page in pages]
+
+
+@given(expected=NUMBERS, asked=NUMBERS, more=NUMBERS)
+def test_anything_may_be_asked_for(
+    places: list[list[Place]],
+    expected: list[tuple[int, int]],
+    asked: list[tuple[int, int]],
+    more: list[tuple[int, int]],
+) -> None:
+    files = PageFiles()
+    for coming in (expected, more):
+        files.expect(places[file][page] for file, page in coming)
+        for file, page in (*asked, *coming):
+            assert bytes(files.read(*places[file][page], "it")) == bytes((file, page))
+
+
+def test_the_next_two_are_on_their_way_and_none_is_read_twice(
+    places: list[list[Place]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Page] = []
+    begin = PageFileReader.begin
+
+    def noted(reader: PageFileReader, page: Page) -> None:
+        begun.append(page)
+        begin(reader, page)
+
+    monkeypatch.setattr(PageFileReader, "begin", noted)
+    order = [place for place in places[0] for _ in range(3)]  # each has values of three tensors
+    files = PageFiles()
+    files.expect(order)
+    for number, place in enumerate(order):
+        files.read(*place, "it")
+        assert begun == [page for _, page in places[0][: number // 3 + 3]]
+    assert not files.expecting
+
+
+def test_a_page_that_was_read_ahead_is_verified_when_it_is_asked_for(places: list[list[Place]], tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    content = bytearray(places[0][0][0].read_bytes())
+    content[places[0][1][1].offset] ^= 1
+    damaged.write_bytes(content)
+    pages = [page for _, page in places[0]]
+    files = PageFiles()
+    files.expect((damaged, page) for page in pages)
+    assert bytes(files.read(damaged, pages[0], "it")) == b"\0\0"
+    with pytest.raises(CorruptCheckpoint, match=f"the page of it at byte {pages[1].offset}"):
+        files.read(damaged, pages[1], "it")
+    assert bytes(files.read(damaged, pages[2], "it")) == b"\0\2"
+
+
+def test_room_is_made_for_few(places: list[list[Place]], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[mmap.mmap] = []
+    room = mmap.mmap
+
+    def noted(descriptor: int, length: int) -> mmap.mmap:
+        made.append(room(descriptor, length))
+        return made[-1]
+
+    monkeypatch.setattr(mmap, "mmap", noted)
+    files = PageFiles()
+    files.expect(places[0])
+    for place in places[0]:
+        files.read(*place, "it")
+    assert len(made) - 1 <= 4 + 3  # kept, and on their way; one is how O_DIRECT is tried
