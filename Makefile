@@ -39,7 +39,8 @@ train: setup
 	$(BIN)/python -m ciuic_dist.torchrun --standalone --nproc-per-node $(N) -m ciuic_dist.train +model=deepseek $(ARGS)
 
 test: setup check
-	$(BIN)/python -m pytest $(TESTS)
+# By files, since ranks and what was trained are kept for the next test of a file.
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 check: setup
 	$(BIN)/ruff check

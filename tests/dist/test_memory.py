@@ -87,6 +87,7 @@ def activations() -> int:
     return sum(saved.values())
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_peak_of_a_host_is_within_3_percent_of_arithmetic(stage: int) -> None:
     mailbox = MODEL if stage == 1 else MAILBOX_SLOTS * BLOCK + ROOT

@@ -20,6 +20,8 @@ SLACK = 32 << 20
 SAVING = 7 << 20
 """Bytes: a buffer of 4 MiB before the drive, and four copies of three pages of 256 KiB."""
 
+pytestmark = pytest.mark.alone
+
 
 class Tower(nn.Module):
     """12 blocks of 2 million parameters: 400 MB with gradients and AdamW's state."""
