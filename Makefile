@@ -40,7 +40,7 @@ train: setup
 
 test: setup check
 # By files, since ranks and what was trained are kept for the next test of a file.
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: setup
 	$(BIN)/ruff check

@@ -66,7 +66,7 @@ class PageFileReader:
         return self._kept[page.offset][1]
 
     def _room(self) -> mmap.mmap:
-        if len(self._kept) == _KEPT:
+        if len(self._kept) >= _KEPT:
             return self._kept.popitem(last=False)[1][0]
         return mmap.mmap(-1, _ROOM)
 

@@ -91,6 +91,11 @@ def load_partitioned(
         objects = saved.read(dict.fromkeys([EXTRA, *extra_states(model)]))
     _make_state(saved, optimizer, parts, scalars)
     with filling(), together():
+        saved.expect(
+            {entry: BoxedPiece(part.shape, part.start, torch.empty(part.numel, device="meta"))}
+            for name, part in parts.items()
+            for entry, _ in _large_entries(saved, name)
+        )
         for name, part in parts.items():
             for entry, key in _large_entries(saved, name):
                 values = torch.empty(part.numel)
