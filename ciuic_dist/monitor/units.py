@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-_UNITS: Final = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20}
+_UNITS: Final = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}
 
 
 def size_text(nbytes: float) -> str:
     """Such as 77.00 GiB."""
-    unit = next((unit for unit, size in _UNITS.items() if nbytes >= size), "MiB")
+    unit = next((unit for unit, size in _UNITS.items() if nbytes >= size), "KiB")
     return f"{nbytes / _UNITS[unit]:.2f} {unit}"
 
 

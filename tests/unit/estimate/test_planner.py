@@ -153,7 +153,7 @@ def test_what_does_not_fit_says_how_much_would_do(mib: int, words: str) -> None:
         make_plan("big", per_sequence(profile), machine(mib * MIB), TRAINING)
     text = str(caught.value)
     assert "big doesn't fit plain: each device needs 1." in text
-    assert f"and has {words}; activations take 0.00 MiB" in text
+    assert f"and has {words}; activations take 2.73 KiB of it" in text
 
 
 def test_what_does_not_fit_below_says_so_too() -> None:
