@@ -61,6 +61,7 @@ def run(config: Config) -> int:
             try:
                 return _Run(config, corpus, folder, stop).run(plan)
             finally:
+                folder.drop_if_unused()
                 folder.release()
     finally:
         if dist.is_initialized():
