@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
 from ciuic_dist.monitor.spilling import Spilling
+from ciuic_dist.monitor.units import duration_text, size_text
 from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.sharding.registry import sharded_of
 from ciuic_dist.sharding.spill import Spill
@@ -26,6 +28,25 @@ class Status:
     reduced_bytes: int
     spilling: Spilling
     activations: dict[str, int]
+
+    def __str__(self) -> str:
+        """A line for each tier and each kind of traffic there was, and for what spilling cost."""
+        return "\n".join(f"{name:<15}{text}" for name, text in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        moved, ways = self.spilling, [f"{way} {count} units" for way, count in self.activations.items() if count]
+        yield from ((name, str(usage)) for name, usage in self.tiers.items())
+        if self.gathers:
+            yield "gathered", f"{size_text(self.gathered_bytes)} in {self.gathers} gathers"
+        if self.reduces:
+            yield "reduced", f"{size_text(self.reduced_bytes)} in {self.reduces} reductions"
+        yield from ((name, str(link)) for name, link in moved.links.items())
+        if moved.steps:
+            yield "stalls", f"{duration_text(moved.stall_seconds)} in {moved.steps} steps"
+        if moved.accesses:
+            yield "pages in time", f"{moved.hit_rate:.0%} of {moved.accesses}"
+        if ways:
+            yield "activations", ", ".join(ways)
 
 
 def status(model: nn.Module) -> Status:

@@ -11,6 +11,7 @@ import socket
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from math import ceil, floor
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from ciuic_dist.comm.doorbell import Doorbell, Rendezvous, receive_descriptor, s
 from ciuic_dist.comm.groups import gather_objects, rank, timeout_seconds, world_size
 from ciuic_dist.comm.room import available
 from ciuic_dist.memory.mapping import anonymous_file, shared
+from ciuic_dist.monitor.units import size_text
 
 
 class SharedPool:
@@ -67,7 +69,10 @@ def _check_room(size: int) -> None:
     """Refuse what there is no memory for: pages come at first touch, too late for an error."""
     room = available()
     if size > room:
-        raise OSError(f"{size} bytes of shared memory are needed and {room} are available on this host")
+        raise OSError(
+            f"{size_text(size, ceil)} of shared memory are needed and "
+            f"{size_text(room, floor)} are available on this host"
+        )
 
 
 def _close_all(descriptors: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import ceil, floor
 
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.monitor.units import size_text
@@ -142,15 +143,15 @@ def _refusal(name: str, machine: Machine, failure: DoesNotFit) -> str:
     needs = failure.needs
     text = f"{name} doesn't fit {machine.name}: "
     if failure.device is None:
-        text += f"its activations find no room below the {size_text(machine.memory)} of each device"
+        text += f"its activations find no room below the {size_text(machine.memory, floor)} of each device"
     else:
-        text += f"each device needs {size_text(failure.device)} at the least and has {size_text(machine.memory)}"
+        needed, there = size_text(failure.device, ceil), size_text(machine.memory, floor)
+        text += f"each device needs {needed} at the least and has {there}"
     text += (
         f"; activations take {size_text(needs.transient)} of it, full units and gradients on their way "
         f"{size_text(needs.fixed)}, what passes through {size_text(needs.passing)}"
     )
     if failure.below is not None:
-        text += (
-            f". {size_text(failure.below * machine.devices)} more of each node's host memory or NVMe would do as well"
-        )
+        more = size_text(failure.below * machine.devices, ceil)
+        text += f". {more} more of each node's host memory or NVMe would do as well"
     return text

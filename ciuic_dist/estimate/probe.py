@@ -47,8 +47,8 @@ def probe(folder: Path | None = None, nvme: int = 0) -> Machine:
     nodes = len(set(hosts))
     drive = None if folder is None else measure_drive(folder, LARGEST_ON_HOSTS, _WRITTEN)
     mine = {
-        "bf16": _matrix_rate(torch.bfloat16, where),
-        "fp32": _matrix_rate(torch.float32, where),
+        "bf16": matrix_rate(torch.bfloat16, where),
+        "fp32": matrix_rate(torch.float32, where),
         "bandwidth": _copy_rate(where, where) * 2,  # read and written
         "launch": _seconds(_chain(where), where) / (2 * _LINKS),
         "update": _update_rate(where),
@@ -87,9 +87,9 @@ def room() -> dict[str, Any]:
     return {"memory": min(groups.gather_objects(_free(where))), "host": free}
 
 
-def _matrix_rate(dtype: torch.dtype, where: torch.device) -> float:
-    """FLOP/s."""
-    side = _larger(_SIDE, where)
+def matrix_rate(dtype: torch.dtype, where: torch.device, side: int = _SIDE) -> float:
+    """FLOP/s of this rank, while all multiply square matrices. Collective."""
+    side = _larger(side, where)
     left, right = (torch.rand(side, side, device=where).to(dtype) for _ in range(2))
     return 2.0 * side**3 / _seconds(lambda: left @ right, where)
 

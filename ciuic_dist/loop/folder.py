@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class RunFolder:
         self._settings = self.path / "config.yaml"
         self._checkpoints = self.path / "checkpoints"
         self._lock: int | None = None
+        self._made: list[Path] = []  # by this process: the folder, and those it lies in
 
     def claim(self) -> tuple[int, list[str]]:
         """Take the folder for this process, clear away what a crash left, write ``config.yaml``.
@@ -46,13 +48,10 @@ class RunFolder:
         they were there. A finished run keeps its ``config.yaml``. Raises ConfigError if another process has
         the folder, or if its checkpoints can't be continued with these settings.
         """
-        self._checkpoints.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"{self.path} is in use by another process: wait for it, or give another run.name"
-            raise ConfigError(message) from None
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        if not self._take():
+            self.release()
+            raise ConfigError(f"{self.path} is in use by another process: wait for it, or give another run.name")
         for entry in self._checkpoints.glob("step-*.previous"):
             recover(entry.with_suffix(""))
         step = self.newest()
@@ -63,6 +62,15 @@ class RunFolder:
         if step < self._config.train.steps:
             _replace(self._settings, yaml.safe_dump(to_mapping(self._config), sort_keys=False))
         return step, changes
+
+    def drop_if_unused(self) -> None:
+        """Delete the folder if this process made it and has it, and there is no more in it than settings and a plan."""
+        if self._lock is None or not self._made or not self._is_unused():
+            return
+        with suppress(OSError):  # something has come there meanwhile
+            disk.delete(self.path)
+            for folder in self._made[1:]:
+                folder.rmdir()
 
     def release(self) -> None:
         """Let another process have the folder."""
@@ -110,6 +118,23 @@ class RunFolder:
         for step in self.steps()[: -self._config.train.keep_checkpoints]:
             if not (self.checkpoint(step) / _PINNED).exists():
                 discard(self.checkpoint(step))
+
+    def _take(self) -> bool:
+        """Whether the folder is this process's now: another one may have it, or have deleted it since it was opened."""
+        try:
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(self._lock), self.path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
+
+    def _is_unused(self) -> bool:
+        """Whether no step was recorded and no checkpoint begun."""
+        ours = {self._settings, self.plan, self._checkpoints}
+        return all(
+            entry in ours or (entry == self.metrics and not entry.stat().st_size) for entry in self.path.rglob("*")
+        )
 
     def _changes(self) -> list[str]:
         """``config.yaml`` against the settings of now. Raises ConfigError for what a checkpoint depends on."""

@@ -31,6 +31,7 @@ from ciuic_dist.estimate.job import plan_again
 from ciuic_dist.loop.folder import RunFolder
 from ciuic_dist.loop.peers import PeerWatch
 from ciuic_dist.loop.planned import follow, kept_plan, named_plan, own_plan, plans_itself
+from ciuic_dist.loop.precision import warn_of_slow_bf16
 from ciuic_dist.loop.schedule import micro_batch_of
 from ciuic_dist.loop.signals import STOPPED, StopRequest
 from ciuic_dist.loop.trainer import Trainer
@@ -61,6 +62,7 @@ def run(config: Config) -> int:
             try:
                 return _Run(config, corpus, folder, stop).run(plan)
             finally:
+                folder.drop_if_unused()
                 folder.release()
     finally:
         if dist.is_initialized():
@@ -91,6 +93,7 @@ class _Run:
             return FINISHED
         if self._config.train.compress_checkpoints is None:
             self._compress = pays(folder.path)
+        warn_of_slow_bf16(self._config.train)
         itself = plans_itself(self._config)
         if itself:
             plan = kept_plan(folder.plan, self._config, changes) if first else None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.mapping import private
+from ciuic_dist.monitor.units import size_text
 from ciuic_dist.planning.pages import LARGEST_ON_ACCELERATORS
 
 _REGISTERED_AT_ONCE = 256 << 20
@@ -115,8 +116,8 @@ class Accelerator:
         error = torch.cuda.cudart().cudaHostRegister(part.data_ptr(), part.numel(), 0)
         if error.value:
             raise BudgetError(
-                f"the driver doesn't register {part.numel()} bytes of host memory ({error}): give memory.host less, or "
-                f"raise the limit on locked memory (ulimit -l)"
+                f"the driver doesn't register {size_text(part.numel())} of host memory ({error}): "
+                f"give memory.host less, or raise the limit on locked memory (ulimit -l)"
             )
         self._registered.append(part)
 

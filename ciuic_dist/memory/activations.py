@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from ciuic_dist.memory.extent import no_room, take_slot
 from ciuic_dist.memory.tier import PageError, Tier
 from ciuic_dist.memory.transfer import Ticket, Transfers
+from ciuic_dist.monitor.units import size_text
 
 
 class ActivationStore:
@@ -182,7 +183,7 @@ class ActivationStore:
         if self._free_slots() < wanted:
             if leaving is not None:
                 return None
-            raise no_room(self._tiers, f"{name} ({nbytes} bytes)")
+            raise no_room(self._tiers, f"{name} ({size_text(nbytes)})")
         return [take_slot(self._tiers, name) for _ in range(count)]
 
     def _free_slots(self) -> int:

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from typing import Final
 
@@ -65,7 +66,7 @@ class Memory:
 
 
 def parse_size(text: str | int, key: str) -> int:
-    """Bytes of ``"2GiB"`` (steps of 1024), ``"1.5GB"`` (of 1000) or ``4096``; parts of a byte are dropped.
+    """Bytes of ``"2GiB"`` (steps of 1024), ``"1.5GB"`` (of 1000) or ``4096``; a part of a byte counts as one.
 
     Raises BudgetError, which names ``key``, for anything else.
     """
@@ -75,7 +76,7 @@ def parse_size(text: str | int, key: str) -> int:
     if match is None:
         raise BudgetError(f"{key}={text!r} is no size: write a number and a unit, such as 20GiB, 500MB or 1.5TB")
     whole, number, unit = match.groups()
-    return int(whole) if whole else int(Fraction(number) * _UNITS[unit.lower()])
+    return int(whole) if whole else ceil(Fraction(number) * _UNITS[unit.lower()])
 
 
 _UNITS: Final = {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import floor
 
 from torch import Tensor
 
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Copy, Ticket, Transfers, fetch, store
+from ciuic_dist.monitor.units import size_text
 
 _JOBS = 4
 """Into which the copies of an extent are divided: enough to keep a drive busy, few enough to cost nothing."""
@@ -74,5 +76,5 @@ def take_slots(tiers: Sequence[Tier], count: int, name: str) -> list[tuple[Tier,
 
 def no_room(tiers: Sequence[Tier], name: str) -> BudgetError:
     """The error for something that doesn't fit."""
-    held = ", ".join(f"{tier.name} {tier.usage().budget} bytes" for tier in tiers)
-    return BudgetError(f"no tier has room for {name}: give memory.host or memory.nvme more (now {held})")
+    held = ", ".join(f"{tier.name} {size_text(tier.pool.slots * tier.page_bytes, floor)}" for tier in tiers)
+    return BudgetError(f"no tier has room for {name}: give memory.host or memory.nvme more (now {held} for this rank)")

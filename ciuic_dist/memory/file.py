@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil, floor
 from pathlib import Path
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from ciuic_dist.memory.direct import BLOCK, bypass_cache, padded
 from ciuic_dist.memory.mapping import private
 from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.tier import PageError, check_access, check_length, slots_usage
+from ciuic_dist.monitor.units import size_text
 from ciuic_dist.monitor.usage import TierUsage
 
 """Bytes. Direct input and output wants addresses, lengths and offsets in multiples of the drive's block."""
@@ -189,7 +191,8 @@ def _reserve(descriptor: int, size: int, folder: Path) -> None:
     free = volume.f_bavail * volume.f_frsize
     if size > free or not _allocate(descriptor, size):
         raise BudgetError(
-            f"memory.nvme: this rank needs {size} bytes in {folder}, which has {free} free: make room or give it less"
+            f"memory.nvme: this rank needs {size_text(size, ceil)} in {folder}, which has {size_text(free, floor)} "
+            f"free: make room or give it less"
         )
 
 

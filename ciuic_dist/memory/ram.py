@@ -10,6 +10,7 @@ from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.mapping import private
 from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.tier import check_access, check_length, slots_usage
+from ciuic_dist.monitor.units import size_text
 from ciuic_dist.monitor.usage import TierUsage
 
 
@@ -24,7 +25,7 @@ class RamTier:
         try:
             self._slab = make_buffer(page_bytes * slots)
         except (OSError, RuntimeError) as error:
-            raise BudgetError(f"memory.{name}: {page_bytes * slots} bytes can't be had: {error}") from error
+            raise BudgetError(f"memory.{name}: {size_text(page_bytes * slots)} can't be had: {error}") from error
         self._written: dict[int, int] = {}  # bytes, by slot
 
     def write(self, slot: int, source: Tensor, name: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ciuic_dist.monitor.units import duration_text, size_text
+
 _DAY = 86400
 
 
@@ -14,6 +16,10 @@ class LinkStats:
     bytes: int = 0
     count: int = 0
     seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """Such as 12.00 MiB in 48 transfers, under way for 1.20 s."""
+        return f"{size_text(self.bytes)} in {self.count} transfers, under way for {duration_text(self.seconds)}"
 
 
 @dataclass(frozen=True, slots=True)

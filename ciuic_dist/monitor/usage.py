@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ciuic_dist.monitor.units import size_text
+
 
 @dataclass(frozen=True, slots=True)
 class TierUsage:
@@ -12,3 +14,8 @@ class TierUsage:
     used: int
     peak: int
     budget: int | None = None
+
+    def __str__(self) -> str:
+        """Such as 1.25 MiB of 2.50 MiB (peak 2.00 MiB)."""
+        room = "" if self.budget is None else f" of {size_text(self.budget)}"
+        return f"{size_text(self.used)}{room} (peak {size_text(self.peak)})"

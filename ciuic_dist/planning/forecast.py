@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil
 
+from ciuic_dist.monitor.units import size_text
 from ciuic_dist.planning.footprint import Footprint, footprint, holders, lowered
 from ciuic_dist.planning.lanes import Lanes, lanes
 from ciuic_dist.planning.machine import Machine
@@ -16,7 +18,8 @@ class DoesNotFit(ValueError):
 
     def __init__(self, device: int | None, below: int | None, needs: Footprint) -> None:
         """None where more of it wouldn't help alone; ``needs``: what can't leave the device, and the rest."""
-        super().__init__(f"needs {device} bytes on the device, or {below} more below it")
+        ways = (device, "on the device"), (below, "more below it")
+        super().__init__("needs " + " or ".join(f"{size_text(n, ceil)} {where}" for n, where in ways if n is not None))
         self.device = device
         self.below = below
         self.needs = needs

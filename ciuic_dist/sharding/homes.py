@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from math import ceil, floor
 
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.extent import Extent
 from ciuic_dist.memory.place import Place
 from ciuic_dist.memory.transfer import Ticket
+from ciuic_dist.monitor.units import size_text
 
 
 class HomeState(Enum):
@@ -227,9 +229,10 @@ class Homes:
                 self._send_away(idle[0])
             elif not self.extend(missing):
                 raise BudgetError(
-                    f"{shard.name} ({shard.room} bytes of parameters on this rank) has no room beside "
-                    f"{', '.join(other.name for other in self._recent)} in the {self.budget} bytes of memory.device "
-                    f"that are left for parameters in use: give memory.device {shard.room} bytes more"
+                    f"{shard.name} ({size_text(shard.room)} of parameters on this rank) has no room beside "
+                    f"{', '.join(other.name for other in self._recent)} in the {size_text(self.budget, floor)} of "
+                    f"memory.device that are left for parameters in use: "
+                    f"give memory.device {size_text(shard.room, ceil)} more"
                 )
 
     def _idle(self) -> list[SpilledShard]:

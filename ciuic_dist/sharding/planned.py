@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 
 from ciuic_dist.memory.budget import BudgetError, Memory
+from ciuic_dist.monitor.units import size_text
 from ciuic_dist.planning.plan import Plan, PlanError
 
 
@@ -20,8 +22,8 @@ def memory_of(plan: Plan, memory: Memory | None) -> Memory | None:
     given = memory or Memory()
     if plan.nvme and given.nvme is None:
         raise BudgetError(
-            f"this plan spills {plan.nvme} bytes to NVMe: name the folder, as memory=cd.Memory(nvme='/folder:size') "
-            f"or memory.nvme=/folder:size"
+            f"this plan spills {size_text(plan.nvme, ceil)} to NVMe: name the folder, as "
+            f"memory=cd.Memory(nvme='/folder:size') or memory.nvme=/folder:size"
         )
     ways = {unit.activations for unit in plan.units[:-1]}
     planned = str(next(iter(ways))) if len(ways) == 1 and not plan.recompute else "auto"

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
+from math import ceil, floor
 from os import PathLike
 
 import torch
@@ -19,6 +20,7 @@ from ciuic_dist.comm.together import together
 from ciuic_dist.memory.budget import BudgetError, Memory
 from ciuic_dist.models.deferred import defer, recipe_of
 from ciuic_dist.models.pretrained import WholePretrained, pretrained
+from ciuic_dist.monitor.units import size_text
 from ciuic_dist.planning.plan import Plan
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.exchange.board import BoardLayout
@@ -152,8 +154,9 @@ def _check_reading(model: nn.Module, budget: int) -> None:
     recipe = recipe_of(model)
     if isinstance(recipe, WholePretrained) and recipe.nbytes > budget:
         raise BudgetError(
-            f"memory.device is {budget} bytes and reading these weights takes {recipe.nbytes}, as they aren't in "
-            "safetensors or can't be converted one by one: save them anew with transformers' save_pretrained"
+            f"memory.device is {size_text(budget, floor)} and reading these weights takes "
+            f"{size_text(recipe.nbytes, ceil)}, as they aren't in safetensors or can't be converted one by one: "
+            f"save them anew with transformers' save_pretrained"
         )
 
 

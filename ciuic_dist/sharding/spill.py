@@ -6,6 +6,7 @@ With no tier below everything has its place on the device from the start, and no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil, floor
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from ciuic_dist.memory.place import Place
 from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Transfers
+from ciuic_dist.monitor.units import size_text
 from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.flight import DRIVE_THREADS, UNITS_IN_FLIGHT
@@ -268,14 +270,18 @@ class Spill:
         """
         least = self._least + transient
         if least > self.budget:
-            more = f", or give memory.host or memory.nvme {crowded} bytes more for activations" if crowded else ""
+            more = ""
             if self.alone:
                 more = ", or give memory.host or memory.nvme as well, which would take the rest"
+            elif crowded:
+                more = f", or give memory.host or memory.nvme {size_text(crowded, ceil)} more for each rank"
             raise BudgetError(
-                f"memory.device is {self.budget} bytes and at least {least} are needed: {self._fixed} for the root "
-                f"unit and for exchanging gradients, {self._least_parameters} for parameters in use, "
-                f"{self._least_pages} for pages of optimizer state and gradients, and {transient} for "
-                f"activations and temporary values: raise it, use smaller micro-batches or checkpoint activations{more}"
+                f"memory.device is {size_text(self.budget, floor)} and at least {size_text(least, ceil)} are needed: "
+                f"{size_text(self._fixed)} for the root unit and for exchanging gradients, "
+                f"{size_text(self._least_parameters)} for parameters in use, "
+                f"{size_text(self._least_pages)} for pages of optimizer state and gradients, and "
+                f"{size_text(transient)} for activations and temporary values: "
+                f"raise it, use smaller micro-batches or checkpoint activations{more}"
             )
 
     @property

@@ -105,8 +105,12 @@ def test_what_does_not_fit_is_refused_as_soon_as_it_is_known(device: str, before
     """Six blocks take 0.5 MB, 1.5 MB with gradients and moments, and their activations 1.3 MB at the least."""
     [(there, message)] = launch(refusal, cd.Memory(device=device), world=1)
     assert there == before
-    assert re.search(r"at least \d+ are needed", message)
+    named = re.search(r"at least (\d+\.\d\d [KM]iB) are needed", message)
+    assert named is not None
     assert "give memory.host or memory.nvme" in message
+    if before != "the optimizer":  # of activations no more is known than those there were
+        [(later, _)] = launch(refusal, cd.Memory(device=named[1]), world=1)
+        assert later != before, "so much is enough for what was refused"
 
 
 def test_state_counts_as_far_as_the_optimizer_has_any() -> None:

@@ -176,7 +176,7 @@ def refuse(large: int) -> tuple[str, str, list[float]]:
 def test_too_many_rows_on_one_rank_are_refused_on_all(large: int, expected: str) -> None:
     for where, answer, losses in launch(refuse, large, world=2):
         assert where == expected
-        assert re.search(r"at least \d+ are needed", answer)
+        assert re.search(r"at least \d+\.\d\d [KM]iB are needed", answer)
         assert len(losses) == 6
 
 

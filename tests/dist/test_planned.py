@@ -68,7 +68,7 @@ def test_a_plan_that_spills_brings_its_budget(tmp_path: Path) -> None:
 
 def test_a_plan_that_spills_to_nvme_wants_a_folder() -> None:
     plan = replace(plan_of(0), spills=True, device=600_000, nvme=1 << 20)
-    with pytest.raises(ValueError, match="name the folder"):
+    with pytest.raises(ValueError, match=r"spills \d+\.\d\d [KM]iB to NVMe: name the folder"):
         cd.shard(small(), plan=plan)
 
 

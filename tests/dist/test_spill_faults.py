@@ -108,7 +108,7 @@ def test_a_full_tier_is_named_in_the_first_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize("device", ["100KB", "500KB"])
 def test_a_small_budget_is_refused_with_what_is_needed(device: str, tmp_path: Path) -> None:
     [message] = launch(refusal, cd.Memory(device=device, nvme=f"{tmp_path}:16MB"), world=1)
-    assert re.search(r"at least \d+ are needed", message)
+    assert re.search(r"at least \d+\.\d\d [KM]iB are needed", message)
 
 
 class Shuffled(Stack):

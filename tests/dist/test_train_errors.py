@@ -79,6 +79,13 @@ def test_a_wrong_setting_ends_the_job_before_it_begins(setting: str, complaint: 
     assert "Traceback" not in ended.err[0]
 
 
+def test_a_budget_that_the_first_step_exceeds_leaves_no_folder(tmp_path: Path) -> None:
+    ended = Job(tmp_path, *JOB, "memory.device=800KB").wait()
+    assert ended.codes == [2], ended
+    assert "for activations and temporary values: raise it" in ended.err[0]
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_deepspeed_engine_says_how_to_install_what_it_needs(tmp_path: Path) -> None:
     hidden = (
         "import sys; sys.modules['deepspeed'] = None; from ciuic_dist.train import main; sys.exit(main(sys.argv[1:]))"

@@ -146,6 +146,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(
     assert ended.codes == [2, 2], ended
     assert "doesn't fit this machine: each device needs" in ended.err[0]
     assert "run.plan=null tries it all the same" in ended.err[0]
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_what_can_only_be_read_whole_is_refused_within_a_budget(tmp_path: Path) 
         file.unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (message,) = launch(refuse_to_read_whole, folder, str(tmp_path), world=1)
-    assert message.startswith("memory.device is 3000000 bytes and reading these weights takes ")
+    assert message.startswith("memory.device is 2.86 MiB and reading these weights takes 3.")
 
 
 def refuse(folder: Path) -> list[str]:

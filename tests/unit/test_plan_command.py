@@ -76,7 +76,7 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> Plan:
         ),
         (
             ["+model=llama", "machine=h100", "memory.device=1MiB", "data.sequence_length=32"],
-            "llama-tiny doesn't fit h100: each device needs 1.84 MiB at the least and has 1.00 MiB",
+            "llama-tiny doesn't fit h100: each device needs 1.85 MiB at the least and has 1.00 MiB",
         ),
     ],
 )

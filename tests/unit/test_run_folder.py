@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fcntl
+import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -97,6 +99,71 @@ def test_a_folder_in_use_is_refused_until_it_is_released(folder: RunFolder, tmp_
     other.release()
     folder.release()
     assert folder.claim() == (0, [])
+
+
+def test_a_folder_in_which_nothing_was_trained_goes_with_all_that_was_made_for_it(tmp_path: Path) -> None:
+    folder = RunFolder(config_in(tmp_path / "new" / "runs", TrainConfig()))
+    folder.claim()
+    folder.keep_plan("{}")
+    folder.metrics.touch()
+    folder.drop_if_unused()
+    folder.release()
+    assert not list(tmp_path.iterdir())
+    assert folder.claim() == (0, [])
+    (tmp_path / "new" / "other").touch()
+    folder.drop_if_unused()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "other"]
+    folder.release()
+
+
+@pytest.mark.parametrize("kept", ["metrics.jsonl", "checkpoints/step-000001.partial", "notes.txt"])
+def test_a_folder_with_something_to_keep_stays(kept: str, folder: RunFolder) -> None:
+    folder.claim()
+    (folder.path / kept).write_text("{}\n")
+    there = set(folder.path.rglob("*"))
+    folder.drop_if_unused()
+    assert set(folder.path.rglob("*")) == there
+
+
+def test_a_folder_that_was_there_before_stays(folder: RunFolder) -> None:
+    folder.path.mkdir()
+    folder.claim()
+    folder.drop_if_unused()
+    assert folder.path.exists()
+
+
+def test_only_the_process_that_has_the_folder_deletes_it(folder: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder(config_in(tmp_path, TrainConfig()))
+    other.drop_if_unused()
+    folder.claim()
+    with pytest.raises(ConfigError, match="in use"):
+        other.claim()
+    other.drop_if_unused()
+    assert folder.path.exists()
+    folder.release()
+    folder.drop_if_unused()
+    assert folder.path.exists()
+
+
+@pytest.mark.parametrize("when", [os.open, fcntl.flock])
+def test_a_folder_that_its_process_deletes_just_then_is_in_use(
+    when: Callable[..., Any], folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = RunFolder(config_in(tmp_path, TrainConfig()))
+    folder.claim()
+
+    def meanwhile(*args: Any) -> Any:
+        monkeypatch.undo()
+        folder.drop_if_unused()
+        folder.release()
+        return when(*args)
+
+    monkeypatch.setattr(fcntl if when is fcntl.flock else os, when.__name__, meanwhile)
+    with pytest.raises(ConfigError, match="in use by another process"):
+        other.claim()
+    assert not folder.path.exists()
+    assert other.claim() == (0, [])
+    other.release()
 
 
 def test_other_settings_are_refused_only_where_there_is_something_to_lose(folder: RunFolder, tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import ceil, floor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ciuic_dist.comm.doorbell import RESTS, RUNG, Bell, Doorbell
 from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.monitor.units import size_text
 from ciuic_dist.sharding.exchange import spilled
 from ciuic_dist.sharding.exchange.board import Board, BoardLayout
 from ciuic_dist.sharding.flat import Flat
@@ -220,8 +222,8 @@ class Claims:
         names = [self._units[index].name for index in np.flatnonzero(self._claimed()).tolist()]
         most = self._bytes_of(self._claimed()) - self._room
         return (
-            f"the ranks of this host use or need {', '.join(names)} at once, and {self._room} bytes of memory.device "
-            f"are left for parameters in use: give memory.device {most} bytes more"
+            f"the ranks of this host use or need {', '.join(names)} at once, and {size_text(self._room, floor)} of "
+            f"memory.device are left for parameters in use: give memory.device {size_text(most, ceil)} more"
         )
 
     def _is_admitted(self, rank: int, unit: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciuic_dist.memory.budget import BudgetError, Budgets, Memory, parse_size
+from ciuic_dist.monitor.units import size_text
 from ciuic_dist.planning.activations import Way
 
 UNITS = {
@@ -23,6 +25,14 @@ UNITS = {
     "GB": 10**9,
     "TB": 10**12,
 }
+
+
+@given(st.integers(0, 10**14), st.integers(1, 10**7))
+def test_what_a_message_asks_for_is_enough_when_it_is_typed(there: int, lacking: int) -> None:
+    needed = there + lacking
+    asked, had = (parse_size(text, "key") for text in (size_text(needed, ceil), size_text(there, floor)))
+    assert had <= there < needed <= asked <= max(1.01 * needed, needed + 11)
+    assert parse_size(size_text(asked, floor), "key") == asked, "what was typed is what is shown"
 
 
 @given(st.integers(0, 10**6), st.sampled_from(sorted(UNITS)), st.sampled_from(["", " ", "  "]), st.booleans())
@@ -41,7 +51,7 @@ def test_a_number_and_a_unit(number: int, unit: str, gap: str, lower: bool) -> N
         ("1.5GB", 1_500_000_000),
         ("0.5 GiB", 2**29),
         ("0.1KB", 100),
-        ("0.3KiB", 307),
+        ("0.3KiB", 308),
         ("2.01MB", 2_010_000),  # as a float it is less
     ],
 )

@@ -104,10 +104,10 @@ def test_a_file_cut_short_is_found(tmp_path: Path, left: int) -> None:
 
 def test_a_budget_beyond_the_drive_is_refused_at_the_start(tmp_path: Path) -> None:
     with small_drive(tmp_path / "drive", 8 * PAGE) as folder:
-        with pytest.raises(BudgetError, match=f"needs {9 * PAGE} bytes in {folder}, which has {8 * PAGE} free"):
+        with pytest.raises(BudgetError, match=f"needs 576.00 KiB in {folder}, which has 512.00 KiB free"):
             FileTier(folder, PAGE, 9)
         assert not in_use(folder)
-        with closing(FileTier(folder, PAGE, 6)), pytest.raises(BudgetError, match=f"has {2 * PAGE} free"):
+        with closing(FileTier(folder, PAGE, 6)), pytest.raises(BudgetError, match=r"has 128\.00 KiB free"):
             FileTier(folder, PAGE, 3)  # what another tier reserved is gone, written or not
 
 
@@ -116,7 +116,7 @@ def test_a_quota_is_a_full_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     monkeypatch.setattr(os, "posix_fallocate", posix_fallocate)
-    with pytest.raises(BudgetError, match=f"needs {PAGE} bytes in {tmp_path}") as error:
+    with pytest.raises(BudgetError, match=f"needs 64.00 KiB in {tmp_path}") as error:
         FileTier(tmp_path, PAGE, 1)
     assert not in_use(tmp_path), f"its space is held for as long as {error} is"
 
@@ -127,7 +127,7 @@ def test_a_drive_that_runs_full_names_the_page(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "posix_fallocate", posix_fallocate)
     with small_drive(tmp_path / "drive", 8 * PAGE) as folder, closing(FileTier(folder, PAGE, 4)) as tier:
-        with pytest.raises(BudgetError, match=f"needs {9 * PAGE} bytes in {folder}"):
+        with pytest.raises(BudgetError, match=f"needs 576.00 KiB in {folder}"):
             FileTier(folder, PAGE, 9)
         pages = {tier.pool.alloc(): content(seed=seed) for seed in range(2)}
         tier.write(0, pages[0], NAME)

@@ -225,3 +225,4 @@ def test_no_device_is_large_enough_where_offloaded_activations_have_no_room() ->
     with pytest.raises(DoesNotFit) as caught:
         forecast(MODEL, machine(1 << 40, host=7000), TRAINING, choice)
     assert (caught.value.device, caught.value.below) == (None, 1000)
+    assert str(caught.value) == "needs 0.98 KiB more below it"
