@@ -10,6 +10,7 @@ import torch
 
 from ciuic_dist.data.errors import DataError
 from ciuic_dist.data.formats import DOCUMENT_END
+from ciuic_dist.hub import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -76,7 +77,10 @@ class HuggingFace:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
+            repository = Repository(name)
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                repository.find(file)  # to transformers, one that doesn't come may be one that there isn't
+            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=repository.revision)
             ids = self._tokenizer.get_vocab().values()
         except Exception as error:  # the Rust half raises no narrower one for a broken file
             reason = str(error).strip().split("\n", 1)[0]

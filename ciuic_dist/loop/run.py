@@ -20,7 +20,7 @@ from ciuic_dist import data
 from ciuic_dist.checkpoint.errors import CorruptCheckpoint
 from ciuic_dist.comm import groups
 from ciuic_dist.comm.agreement import agree
-from ciuic_dist.comm.together import on_rank_zero
+from ciuic_dist.comm.together import on_rank_zero, together
 from ciuic_dist.config import Config, to_mapping
 from ciuic_dist.data.sources import describe
 from ciuic_dist.engines.base import Engine
@@ -57,7 +57,8 @@ def run(config: Config) -> int:
         agree("setup", _description(config))
         micro_batch_of(follow(config, plan).train, groups.world_size())
         with PeerWatch(), StopRequest() as stop:
-            corpus = data.load(config.data, seed=config.train.seed)
+            with together():
+                corpus = data.load(config.data, seed=config.train.seed)
             folder = RunFolder(config)
             try:
                 return _Run(config, corpus, folder, stop).run(plan)
@@ -153,7 +154,8 @@ class _Run:
         return Watch(plan, replan if may_change else None, looks=looks, counts=counts)
 
     def _model(self) -> nn.Module:
-        return build_model(self._config.model, vocab_size=self._corpus.vocab_size, seed=self._config.train.seed)
+        with together():
+            return build_model(self._config.model, vocab_size=self._corpus.vocab_size, seed=self._config.train.seed)
 
     def _keep(self, plan: Plan | None) -> None:
         if groups.rank() == 0:

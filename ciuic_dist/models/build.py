@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ciuic_dist.config import ConfigError, ModelConfig
+from ciuic_dist.hub import Repository
 from ciuic_dist.models.deferred import defer, record
 from ciuic_dist.models.pretrained import pretrained
 from ciuic_dist.models.sizes import FAMILIES, Family
@@ -98,12 +99,13 @@ def _any_config(config: ModelConfig) -> PretrainedConfig:
 def _published_config(config: ModelConfig, path: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
+    repository = Repository(path)
+    if repository.config is None:
+        raise ConfigError(f"model.path={path} has no config.json")
     try:
-        published = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        published = AutoConfig.from_pretrained(path, revision=repository.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.path={path} is neither a folder with a config.json nor a hub id within reach: {error}"
-        ) from error
+        raise ConfigError(f"model.path={path} has a config.json that can't be used: {error}") from error
     fields = published.to_dict()
     fields.pop("model_type")
     fields.pop("quantization_config", None)

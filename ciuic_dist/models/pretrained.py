@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ciuic_dist.config import ConfigError
+from ciuic_dist.hub import Repository
 from ciuic_dist.models.conversion import Matched, match
 from ciuic_dist.models.deferred import Recipe, distinct_tensors, recipe_of, record
 from ciuic_dist.models.replay import Program, kept_random_state
@@ -33,19 +34,24 @@ def pretrained(model: nn.Module, path: str, seed: int) -> Recipe:
     read when values are asked for, and only what is asked for; other files whole. What no file holds is as in a random
     model after ``seed``. What is amiss but can be is said in a warning, on one rank.
 
-    Raises ConfigError, before any weight is read, where there are no files, or they are of another model or quantized.
+    Raises ConfigError, before any weight is read, where there are no files, they can't be fetched, or they are of
+    another model or quantized.
     """
-    _check_plain(path)
-    files = _weight_files(path)
-    if not files:
-        return _whole(model, path, seed, "it has no safetensors")
+    repository = Repository(path)
+    _check_plain(repository)
+    files = _weight_files(repository)
+    folder = files[0].parent
+    if files[0].suffix != ".safetensors":
+        return _whole(model, path, folder, seed, "it has no safetensors")
     stored: dict[str, FileTensor] = {}
     for file in files:
         stored |= tensors_of(file)
     try:
         matched = match(model, stored)
     except Exception as error:  # noqa: BLE001 (transformers' own, and another in each of its versions)
-        return _whole(model, path, seed, f"this version of transformers converts its weights otherwise ({error!r})")
+        return _whole(
+            model, path, folder, seed, f"this version of transformers converts its weights otherwise ({error!r})"
+        )
     sources = _by_tensor(model, matched.sources, path)
     missing = {tensor for tensor in distinct_tensors(model) if tensor not in sources}
     _remark(model, path, matched, missing)
@@ -55,12 +61,12 @@ def pretrained(model: nn.Module, path: str, seed: int) -> Recipe:
 class WholePretrained:
     """The recipe of a module whose weights transformers reads: the whole model is on the host then."""
 
-    def __init__(self, module: nn.Module, path: str, seed: int) -> None:
+    def __init__(self, module: nn.Module, folder: Path, seed: int) -> None:
         self._class: Any = type(module)
         self._config = module.config
         self._dtype = module.dtype
         self._tensors = _by_name(module)
-        self._path = path
+        self._folder = folder
         self._seed = seed
 
     @property
@@ -72,7 +78,7 @@ class WholePretrained:
         """See models.deferred.Recipe."""
         with kept_random_state():
             torch.default_generator.manual_seed(self._seed)
-            source = self._class.from_pretrained(self._path, config=self._config, dtype=self._dtype)
+            source = self._class.from_pretrained(self._folder, config=self._config, dtype=self._dtype)
         values = _by_name(source)
         for name, tensor in self._tensors.items():
             emit(tensor, values.pop(name).detach().to(tensor.dtype))
@@ -127,8 +133,8 @@ def _by_tensor(model: nn.Module, found: Mapping[str, Source], path: str) -> dict
     return sources
 
 
-def _whole(model: nn.Module, path: str, seed: int, reason: str) -> WholePretrained:
-    recipe = WholePretrained(model, path, seed)
+def _whole(model: nn.Module, path: str, folder: Path, seed: int, reason: str) -> WholePretrained:
+    recipe = WholePretrained(model, folder, seed)
     _say(f"each rank reads all of {path} ({recipe.nbytes / 1e9:.2f} GB) before it keeps its part: {reason}")
     return recipe
 
@@ -153,41 +159,26 @@ def _say(text: str) -> None:
         warnings.warn(text, stacklevel=4)
 
 
-def _check_plain(path: str) -> None:
-    config = _find(path, "config.json")
+def _check_plain(repository: Repository) -> None:
+    config = repository.config
     if config is not None and json.loads(config.read_text(encoding="utf-8")).get("quantization_config") is not None:
-        raise ConfigError(f"the weights at {path} are quantized: training needs plain ones")
+        raise ConfigError(f"the weights at {repository} are quantized: training needs plain ones")
 
 
-def _weight_files(path: str) -> list[Path]:
-    """The safetensors files at ``path``, none where there are only others. Raises ConfigError where there are none."""
-    single, index = (_find(path, name) for name in _SAFETENSORS)
-    if single is not None:
-        return [single]
-    if index is None:
-        if not any(_find(path, name) for name in _PICKLED):
-            raise ConfigError(f"{path} holds no weights ({', '.join((*_SAFETENSORS, *_PICKLED))})")
-        return []
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    files = {name: _find(path, name) for name in names}
-    lost = [name for name, file in files.items() if file is None]
+def _weight_files(repository: Repository) -> list[Path]:
+    """The files that hold the weights, safetensors where there are any. Raises ConfigError where there are none."""
+    names = (*_SAFETENSORS, *_PICKLED)
+    found = next(filter(None, map(repository.find, names)), None)
+    if found is None:
+        raise ConfigError(f"{repository} holds no weights ({', '.join(names)})")
+    if found.suffix != ".json":
+        return [found]
+    parts = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+    files = {part: repository.find(part) for part in parts}
+    lost = [part for part, file in files.items() if file is None]
     if lost:
-        raise ConfigError(f"{path} lacks {lost[0]}, which its {_SAFETENSORS[1]} names: fetch it again")
+        raise ConfigError(f"{repository} lacks {lost[0]}, which its {found.name} names: fetch it again")
     return [file for file in files.values() if file is not None]
-
-
-def _find(path: str, name: str) -> Path | None:
-    """The file ``name`` of a folder, or of a hub id, then fetched where it isn't here yet."""
-    from transformers.utils.hub import cached_file
-
-    if Path(path).is_dir():
-        file = Path(path) / name
-        return file if file.is_file() else None
-    try:
-        found = cached_file(path, name)
-    except OSError:
-        return None
-    return None if found is None else Path(found)
 
 
 def _by_name(module: nn.Module) -> dict[str, Tensor]:

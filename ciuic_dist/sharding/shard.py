@@ -70,8 +70,9 @@ def shard(
     ``weights``: where the values of a model of transformers on the meta device lie, a hub id or a folder. Each rank
     reads its own slices of safetensors, as ``from_pretrained`` would have them; other files whole.
 
-    Raises ValueError for arguments that can't be, for a plan or ``weights`` of another model, BudgetError for a budget
-    that can't be met, Disagreement where ranks pass different models or arguments; nothing is allocated before.
+    Raises ValueError for arguments that can't be, for a plan or ``weights`` of another model or ``weights`` that a hub
+    doesn't give, BudgetError for a budget that can't be met, Disagreement where ranks pass different models or
+    arguments; nothing is allocated before.
     """
     specs = find_units(model, units)
     stays: frozenset[str] = frozenset()

@@ -20,7 +20,7 @@ from ciuic_dist.models.build import build
 from tests.dist.launch import launch
 from tests.dist.stored import everything_in
 from tests.dist.train_jobs import TINY, train
-from tests.unit.published import assert_same, reference
+from tests.unit.published import assert_same, reference, words
 
 TOKENS = torch.arange(24).view(2, 12) * 37 % 256
 DEEPSEEK = ("+model=deepseek", "model.overrides.num_hidden_layers=2", *TINY[2:])
@@ -126,19 +126,6 @@ def test_a_damaged_checkpoint_is_named_and_leaves_nothing_that_looks_whole(
     assert run_command(export, f"run={runs / 'gpt2'}", f"checkpoint={broken}", f"to={tmp_path / 'published'}") == 2
     assert f"error: {pages}: " in capfd.readouterr().err
     assert not (tmp_path / "published").exists()
-
-
-def words(folder: Path) -> Path:
-    """A tokenizer of a few words, as transformers saves it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {"<unk>": 0, "<eos>": 1, "def": 2, "return": 3, "import": 4}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")  # type: ignore[no-untyped-call]
-    made.save_pretrained(folder)
-    return folder
 
 
 def test_a_runs_tokenizer_goes_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -179,4 +179,4 @@ def lose_on_rank_1(folder: Path) -> str:
 def test_files_that_one_rank_lacks_are_an_error_on_all(folders: dict[str, Path]) -> None:
     first, second = launch(lose_on_rank_1, folders["llama"], world=2)
     assert first == second
-    assert "not/here holds no weights" in first
+    assert "not/here is neither a folder nor a hub id" in first

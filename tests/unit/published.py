@@ -28,6 +28,19 @@ def saved(family: str, folder: Path, seed: int = 3) -> nn.Module:
     return model
 
 
+def words(folder: Path) -> Path:
+    """A tokenizer of a few words, as transformers saves it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "<eos>": 1, "def": 2, "return": 3, "import": 4}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")  # type: ignore[no-untyped-call]
+    made.save_pretrained(folder)
+    return folder
+
+
 def reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """What transformers reads."""
     from transformers import AutoModelForCausalLM
