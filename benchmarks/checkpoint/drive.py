@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from ciuic_dist.memory.mapping import private
 
 _PART: Final = 4 << 20  # bytes of one call
 _THREADS: Final = 4
@@ -28,13 +29,11 @@ def measure(folder: Path, nbytes: int) -> Limit:
     """Of a new file of ``nbytes``, rounded up to whole parts, which is gone afterwards."""
     path = folder / "limit"
     parts = -(-nbytes // (_PART * _THREADS)) * _THREADS
-    buffers = [mmap.mmap(-1, _PART) for _ in range(_THREADS)]
-    for buffer in buffers:
-        buffer.write(os.urandom(_PART))  # drives may make less of zeros
+    buffers = [private(_PART).random_().numpy().data for _ in range(_THREADS)]  # drives may make less of zeros
     file, direct = _opened(path)
     try:
 
-        def rate(move: Callable[[int, mmap.mmap, int], int]) -> float:
+        def rate(move: Callable[[int, memoryview, int], int]) -> float:
             def work(thread: int) -> None:
                 for part in range(thread, parts, _THREADS):
                     if move(file, buffers[thread], part * _PART) != _PART:

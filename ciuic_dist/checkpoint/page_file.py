@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import weakref
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from ciuic_dist.checkpoint.errors import corrupt
 from ciuic_dist.checkpoint.pages import ALIGNMENT, PAGE_BYTES, Page
 from ciuic_dist.compress.lossless import CODECS, RAW, decode
 from ciuic_dist.memory.direct import BLOCK, bypass_cache, padded
+from ciuic_dist.memory.mapping import private
 
 _ROOM: Final = PAGE_BYTES + 2 * BLOCK + ALIGNMENT
 _KEPT: Final = 4
@@ -35,8 +35,8 @@ class PageFileReader:
             raise corrupt(path, "it is gone") from None
         self._finalize = weakref.finalize(self, os.close, self._descriptor)
         bypass_cache(self._descriptor)
-        self._begun: dict[int, tuple[mmap.mmap, Future[memoryview]]] = {}  # by offset, as below
-        self._kept: OrderedDict[int, tuple[mmap.mmap, disk.Buffer]] = OrderedDict()  # the latest last
+        self._begun: dict[int, tuple[memoryview, Future[memoryview]]] = {}  # by offset, as below
+        self._kept: OrderedDict[int, tuple[memoryview, disk.Buffer]] = OrderedDict()  # the latest last
 
     def close(self) -> None:
         """When all that was begun has ended; nothing is read any more."""
@@ -65,12 +65,12 @@ class PageFileReader:
         self._kept.move_to_end(page.offset)
         return self._kept[page.offset][1]
 
-    def _room(self) -> mmap.mmap:
+    def _room(self) -> memoryview:
         if len(self._kept) >= _KEPT:
             return self._kept.popitem(last=False)[1][0]
-        return mmap.mmap(-1, _ROOM)
+        return private(_ROOM).numpy().data
 
-    def _stored(self, page: Page, room: mmap.mmap) -> memoryview:
+    def _stored(self, page: Page, room: memoryview) -> memoryview:
         """With the zeros behind it."""
         if page.codec not in CODECS:
             raise ValueError(f"{self._path} is stored by {page.codec}, unknown here: use a newer version")
@@ -80,20 +80,20 @@ class PageFileReader:
             )
         return self._read(page.offset, page.with_zeros, room)
 
-    def _read(self, offset: int, nbytes: int, room: mmap.mmap) -> memoryview:
+    def _read(self, offset: int, nbytes: int, room: memoryview) -> memoryview:
         """In whole blocks of the drive's."""
         first = offset // BLOCK * BLOCK
         start, stop = offset - first, offset - first + nbytes
         done = 0
         while done < stop:
             try:
-                count = os.preadv(self._descriptor, [memoryview(room)[done : padded(stop)]], first + done)
+                count = os.preadv(self._descriptor, [room[done : padded(stop)]], first + done)
             except OSError as error:
                 raise corrupt(self._path, f"it can't be read at byte {first + done} ({error.strerror})") from error
             if not count:
                 raise corrupt(self._path, f"it ends at byte {first + done}")
             done += count
-        return memoryview(room)[start:stop]
+        return room[start:stop]
 
     def _content(self, page: Page, stored: memoryview, what: str) -> disk.Buffer:
         if checksum(stored) != page.checksum:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from pathlib import Path
 from typing import Final, Self
 
 from ciuic_dist.checkpoint import disk
 from ciuic_dist.memory.direct import bypass_cache, padded
+from ciuic_dist.memory.mapping import private
 
 BUFFER_BYTES: Final = 4 << 20
 """Whole blocks of a drive's, enough to keep it busy; more leaves the processor's caches."""
@@ -21,7 +21,7 @@ class Stream:
         """Raises FileExistsError where there is such a file."""
         self._descriptor = disk.create(path)
         bypass_cache(self._descriptor)
-        self._buffer = mmap.mmap(-1, BUFFER_BYTES)
+        self._buffer = private(BUFFER_BYTES).numpy().data[:BUFFER_BYTES]
         self._filled = 0
         self.nbytes = 0
 
@@ -45,8 +45,7 @@ class Stream:
         disk.sync(self._descriptor)
 
     def _flush(self) -> None:
-        with memoryview(self._buffer) as whole:
-            disk.write(self._descriptor, whole[: padded(self._filled)])
+        disk.write(self._descriptor, self._buffer[: padded(self._filled)])
         self._filled = 0
 
     def __enter__(self) -> Self:

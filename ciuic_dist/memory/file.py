@@ -17,15 +17,15 @@ from torch import Tensor
 
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.direct import BLOCK, bypass_cache, padded
-from ciuic_dist.memory.mapping import private
+from ciuic_dist.memory.mapping import HUGE_PAGE, private
 from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.tier import PageError, check_access, check_length, slots_usage
 from ciuic_dist.monitor.units import size_text
 from ciuic_dist.monitor.usage import TierUsage
 
 """Bytes. Direct input and output wants addresses, lengths and offsets in multiples of the drive's block."""
-_BOUNCE = 1 << 20
-"""Bytes, one buffer a thread, for what is not so aligned."""
+_BOUNCE = HUGE_PAGE
+"""Bytes, one buffer a thread, for what is not so aligned; a drive gets smaller pages of memory one by one."""
 
 
 class FileTier:
@@ -53,7 +53,7 @@ class FileTier:
         self.bytes_written = 0
         self.bytes_read = 0
         self._counting = threading.Lock()
-        self._hash = xxh3_64
+        self._hash = xxh3_64  # in parts: unlike the one-shot function of xxhash 3, that releases the GIL
         self._written: dict[int, tuple[int, int]] = {}  # bytes and checksum, by slot
         self._make_buffer = make_buffer
         self._buffers = threading.local()
@@ -74,13 +74,14 @@ class FileTier:
         on_host = self._on_host(source)
         if on_host is not source:
             on_host.copy_(source)
-        checksum = self._checksum(on_host)
+        checksum = self._hash()
         with self._naming_page(f"{name} can't be written to"):
             for content, buffer, offset in self._parts(slot, on_host):
                 if buffer is not content:
                     buffer[: content.numel()].copy_(content)
+                checksum.update(_view(buffer[: content.numel()]))
                 self._move_all(os.pwritev, buffer, offset)
-        self._written[slot] = source.numel(), checksum
+        self._written[slot] = source.numel(), checksum.intdigest()
         with self._counting:
             self.bytes_written += source.numel()
 
@@ -90,12 +91,14 @@ class FileTier:
         length, checksum = self._written.get(slot, (None, 0))
         check_length(length, into, self._description, name)
         on_host = self._on_host(into)
+        found = self._hash()
         with self._naming_page(f"{name} can't be read from"):
             for content, buffer, offset in self._parts(slot, on_host):
                 self._move_all(os.preadv, buffer, offset)
+                found.update(_view(buffer[: content.numel()]))
                 if buffer is not content:
                     content.copy_(buffer[: content.numel()])
-        if self._checksum(on_host) != checksum:
+        if found.intdigest() != checksum:
             raise PageError(
                 f"{name} was read from {self._description} at byte {slot * self.page_bytes} and is not what was "
                 f"written there: the drive or its memory is faulty, or something else wrote to the file"
@@ -113,11 +116,6 @@ class FileTier:
         """See Tier."""
         self._close()
         self._file = -1  # the number may soon be another file's
-
-    def _checksum(self, content: Tensor) -> int:
-        state = self._hash()
-        state.update(_view(content))  # unlike the one-shot function of xxhash 3, it releases the GIL
-        return state.intdigest()
 
     @contextmanager
     def _naming_page(self, what: str) -> Iterator[None]:

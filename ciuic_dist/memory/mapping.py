@@ -19,21 +19,32 @@ _MADV_REMOVE = 9  # for all who map the file
 
 
 def private(nbytes: int) -> Tensor:
-    """A range of this process alone as a 1-D uint8 tensor, without memory until it is written to."""
-    mapped = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
-    return _as_tensor(mapped)
+    """A range of this process alone as a 1-D uint8 tensor, without memory until it is written to.
+
+    A large one begins at a huge page and lies on such as far as it fills them.
+    """
+    nbytes = max(nbytes, mmap.PAGESIZE)
+    huge = nbytes >= HUGE_PAGE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+    mapped = mmap.mmap(-1, nbytes + huge * HUGE_PAGE, flags=flags)
+    begin = 0
+    if huge:
+        begin = -torch.frombuffer(mapped, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+        _advise_huge_pages(mapped, begin, nbytes - nbytes % HUGE_PAGE)
+    return torch.frombuffer(mapped, dtype=torch.uint8, count=nbytes, offset=begin)
 
 
 def shared(descriptor: int, nbytes: int) -> Tensor:
     """The first bytes of a file, as they are for everyone who maps it."""
-    return _as_tensor(mmap.mmap(descriptor, max(nbytes, 1)))
-
-
-def _as_tensor(mapped: mmap.mmap) -> Tensor:
-    if len(mapped) >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # kernels without huge pages
-            mapped.madvise(mmap.MADV_HUGEPAGE)
+    mapped = mmap.mmap(descriptor, max(nbytes, 1))
+    _advise_huge_pages(mapped, 0, len(mapped))
     return torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+def _advise_huge_pages(mapped: mmap.mmap, begin: int, nbytes: int) -> None:
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # kernels without huge pages
+            mapped.madvise(mmap.MADV_HUGEPAGE, begin, nbytes)
 
 
 def anonymous_file(nbytes: int) -> int:
