@@ -6,26 +6,30 @@ from pathlib import Path
 
 from ciuic_dist.config import ConfigError
 
+commits: dict[str, str] = {}
+"""Of each hub id, the commit that this process uses. Ranks that can't all reach the hub may differ in it."""
+
 
 class Repository:
     """The files of a folder, or of a hub id, which are fetched into the hub's cache as they are asked for.
 
-    ``config`` is its config.json. ``revision`` is the commit that all files are of: the hub's main branch as it is, or
-    as it was when the hub was last within reach; None for a folder. Where HF_HUB_OFFLINE is set, what the cache has of
-    that commit is all there is. Raises ConfigError where the hub refuses.
+    ``config`` is its config.json. Where HF_HUB_OFFLINE is set, what the cache has of the commit is all there is.
+    Raises ConfigError where the hub refuses.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._folder = Path(path) if Path(path).is_dir() else None
-        self.revision: str | None = None
         self.config = self.find("config.json")
         if self._folder is None and self.config is not None:
             from huggingface_hub import is_offline_mode
 
-            commit = self.config.parent  # the cache has a folder for each
-            self.revision = commit.name
-            self._folder = commit if is_offline_mode() else None
+            self._folder = self.config.parent if is_offline_mode() else None
+
+    @property
+    def revision(self) -> str | None:
+        """The commit that all files are of: the hub's main branch when this process first asked; None for a folder."""
+        return commits.get(self._path)
 
     def __str__(self) -> str:
         return str(self._folder or self._path)
@@ -46,11 +50,13 @@ class Repository:
             if known is not None:
                 return Path(known) if isinstance(known, str) else None  # known too: that there is none
         try:
-            return Path(hf_hub_download(self._path, name, revision=self.revision))
+            found = Path(hf_hub_download(self._path, name, revision=self.revision))
         except RemoteEntryNotFoundError:
             return None
         except Exception as error:  # the hub's own, its HTTP library's and the disk's
             raise ConfigError(_refusal(self._path, name, error)) from error
+        commits[self._path] = found.parent.name  # the cache has a folder for each
+        return found
 
 
 def _refusal(path: str, name: str, error: Exception) -> str:

@@ -17,6 +17,8 @@ from typing import Self
 
 import pytest
 
+from ciuic_dist.hub import commits
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_may_see"
 
@@ -37,13 +39,22 @@ class Hub:
     ``cut`` breaks off after its half.
     """
 
-    def __init__(self, repositories: Mapping[str, Path], *, gated: str = "", failing: str = "", cut: str = "") -> None:
+    def __init__(
+        self,
+        repositories: Mapping[str, Path],
+        *,
+        gated: str = "",
+        failing: str = "",
+        cut: str = "",
+        commit: str = COMMIT,
+    ) -> None:
         self.asked: Counter[tuple[str, str]] = Counter()
         """Requests by method and file."""
         self._repositories = repositories
         self._gated = gated
         self._failing = failing
         self._cut = cut
+        self._commit = commit
 
         class Handler(_Handler):
             hub = self
@@ -82,17 +93,17 @@ class Hub:
 
     def _description(self, repository: str, what: str) -> Answer:
         """Of the repository, or of the files in it."""
-        if what not in ("", "revision/main", f"revision/{COMMIT}", "tree/main", f"tree/{COMMIT}"):
+        if what not in ("", "revision/main", f"revision/{self._commit}", "tree/main", f"tree/{self._commit}"):
             return Answer(404, {"X-Error-Code": "EntryNotFound"})
         names = [file.name for file in self._repositories[repository].iterdir()]
         files = [{"type": "file", "path": name, "size": 0, "oid": ""} for name in names]
         siblings = [{"rfilename": name} for name in names]
-        described = files if what.startswith("tree") else {"id": repository, "sha": COMMIT, "siblings": siblings}
+        described = files if what.startswith("tree") else {"id": repository, "sha": self._commit, "siblings": siblings}
         return Answer(200, {"Content-Type": "application/json"}, json.dumps(described).encode())
 
     def _file(self, repository: str, name: str) -> Answer:
         """Its content, or for weights where it lies, as on a hub that has large files elsewhere."""
-        of_commit = {"X-Repo-Commit": COMMIT}
+        of_commit = {"X-Repo-Commit": self._commit}
         file = self._repositories[repository] / name
         if not file.is_file():
             return Answer(404, of_commit | {"X-Error-Code": "EntryNotFound"})
@@ -148,7 +159,9 @@ def environment(**variables: str) -> Iterator[None]:
         patch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
         try:
             importlib.reload(constants)  # it reads them when it is imported
+            commits.clear()
             yield
         finally:
+            commits.clear()
             patch.undo()
             importlib.reload(constants)

@@ -35,13 +35,20 @@ class PageFileReader:
             raise corrupt(path, "it is gone") from None
         self._finalize = weakref.finalize(self, os.close, self._descriptor)
         bypass_cache(self._descriptor)
+        self._free: list[memoryview] = []
         self._begun: dict[int, tuple[memoryview, Future[memoryview]]] = {}  # by offset, as below
         self._kept: OrderedDict[int, tuple[memoryview, disk.Buffer]] = OrderedDict()  # the latest last
 
     def close(self) -> None:
-        """When all that was begun has ended; nothing is read any more."""
-        wait([reading for _, reading in self._begun.values()])
+        """Nothing is read any more."""
+        self.give_up()
         self._finalize()
+
+    def give_up(self) -> None:
+        """What was begun isn't asked for any more."""
+        wait([reading for _, reading in self._begun.values()])
+        self._free += [room for room, _ in self._begun.values()]
+        self._begun.clear()
 
     def has(self, page: Page) -> bool:
         """Whether it is kept, or being read."""
@@ -60,12 +67,16 @@ class PageFileReader:
         if page.offset not in self._kept:
             if page.offset not in self._begun:
                 self.begin(page)
-            room, reading = self._begun.pop(page.offset)
+            room, reading = self._begun[page.offset]
+            wait([reading])
+            del self._begun[page.offset]
             self._kept[page.offset] = (room, self._content(page, reading.result(), what))
         self._kept.move_to_end(page.offset)
         return self._kept[page.offset][1]
 
     def _room(self) -> memoryview:
+        if self._free:
+            return self._free.pop()
         if len(self._kept) >= _KEPT:
             return self._kept.popitem(last=False)[1][0]
         return private(_ROOM).numpy().data

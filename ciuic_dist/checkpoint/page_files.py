@@ -31,6 +31,8 @@ class PageFiles:
         """What is asked for next, in that order; asking for anything else is slower, and as good."""
         self._coming = iter(coming)
         self._ahead.clear()
+        for file in self._open.values():
+            file.give_up()
 
     @property
     def expecting(self) -> bool:
@@ -40,10 +42,14 @@ class PageFiles:
     def read(self, path: Path, page: Page, what: str) -> disk.Buffer:
         """As ``PageFileReader.read`` of the file at ``path``, which is opened where it isn't."""
         asked = {(path, page.offset)}
-        while self._coming is not None and len(self._ahead - asked) < _AHEAD:
-            self._begin_next(self._coming)
-        self._ahead -= asked
-        return self._file(path).read(page, what)
+        try:
+            while self._coming is not None and len(self._ahead - asked) < _AHEAD:
+                self._begin_next(self._coming)
+            self._ahead -= asked
+            return self._file(path).read(page, what)
+        except BaseException:
+            self._coming = None  # it holds who reads, who holds this: all would stay until a garbage collection
+            raise
 
     def _begin_next(self, coming: Iterator[tuple[Path, Page]]) -> None:
         for path, page in coming:

@@ -21,7 +21,7 @@ class Stream:
         """Raises FileExistsError where there is such a file."""
         self._descriptor = disk.create(path)
         bypass_cache(self._descriptor)
-        self._buffer = private(BUFFER_BYTES).numpy().data[:BUFFER_BYTES]
+        self._buffer = private(BUFFER_BYTES).numpy().data[:BUFFER_BYTES]  # it gives a page at the least
         self._filled = 0
         self.nbytes = 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,8 @@ class RunFolder:
         the folder, or if its checkpoints can't be continued with these settings.
         """
         self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        if not self._take():
-            self.release()
+        self._lock = self._locked()
+        if self._lock is None:
             raise ConfigError(f"{self.path} is in use by another process: wait for it, or give another run.name")
         for entry in self._checkpoints.glob("step-*.previous"):
             recover(entry.with_suffix(""))
@@ -67,9 +67,10 @@ class RunFolder:
         """Delete the folder if this process made it and has it, and there is no more in it than settings and a plan."""
         if self._lock is None or not self._made or not self._is_unused():
             return
-        with suppress(OSError):  # something has come there meanwhile
-            disk.delete(self.path)
-            for folder in self._made[1:]:
+        with suppress(OSError):  # something has come there meanwhile, and stays
+            for file in (self._settings, self.plan, self.metrics):
+                disk.delete(file)
+            for folder in (self._checkpoints, *self._made):
                 folder.rmdir()
 
     def release(self) -> None:
@@ -119,15 +120,20 @@ class RunFolder:
             if not (self.checkpoint(step) / _PINNED).exists():
                 discard(self.checkpoint(step))
 
-    def _take(self) -> bool:
-        """Whether the folder is this process's now: another one may have it, or have deleted it since it was opened."""
-        try:
-            self._checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return os.path.samestat(os.fstat(self._lock), self.path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            return False
+    def _locked(self) -> int | None:
+        """The folder's descriptor; None where another process has it, or has deleted it since it was opened."""
+        with ExitStack() as stack:
+            try:
+                self._checkpoints.mkdir(parents=True, exist_ok=True)
+                lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+                stack.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(lock), self.path.stat()):
+                    stack.pop_all()
+                    return lock
+            except (BlockingIOError, FileNotFoundError):
+                pass
+        return None
 
     def _is_unused(self) -> bool:
         """Whether no step was recorded and no checkpoint begun."""

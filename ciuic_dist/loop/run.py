@@ -28,6 +28,7 @@ from ciuic_dist.engines.build import build as build_engine
 from ciuic_dist.estimate.calls import Seen
 from ciuic_dist.estimate.compression import pays
 from ciuic_dist.estimate.job import plan_again
+from ciuic_dist.hub import commits
 from ciuic_dist.loop.folder import RunFolder
 from ciuic_dist.loop.peers import PeerWatch
 from ciuic_dist.loop.planned import follow, kept_plan, named_plan, own_plan, plans_itself
@@ -155,7 +156,9 @@ class _Run:
 
     def _model(self) -> nn.Module:
         with together():
-            return build_model(self._config.model, vocab_size=self._corpus.vocab_size, seed=self._config.train.seed)
+            model = build_model(self._config.model, vocab_size=self._corpus.vocab_size, seed=self._config.train.seed)
+        agree("hub", commits)
+        return model
 
     def _keep(self, plan: Plan | None) -> None:
         if groups.rank() == 0:

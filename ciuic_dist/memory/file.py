@@ -23,7 +23,6 @@ from ciuic_dist.memory.tier import PageError, check_access, check_length, slots_
 from ciuic_dist.monitor.units import size_text
 from ciuic_dist.monitor.usage import TierUsage
 
-"""Bytes. Direct input and output wants addresses, lengths and offsets in multiples of the drive's block."""
 _BOUNCE = HUGE_PAGE
 """Bytes, one buffer a thread, for what is not so aligned; a drive gets smaller pages of memory one by one."""
 

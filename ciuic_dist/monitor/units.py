@@ -14,7 +14,7 @@ def size_text(nbytes: float, rounded: Callable[[float], int] = round) -> str:
     ``rounded``: ``math.ceil`` for what is asked for, so that as much as it says is enough, ``math.floor`` for what
     there is: the two read differently wherever there is too little.
     """
-    unit = next((unit for unit, size in _UNITS.items() if nbytes >= size), "KiB")
+    unit = next((unit for unit, size in _UNITS.items() if round(100 * nbytes / size) >= 100), "KiB")
     return f"{rounded(100 * nbytes / _UNITS[unit]) / 100:.2f} {unit}"
 
 

@@ -17,6 +17,7 @@ from ciuic_dist.comm import groups
 from ciuic_dist.comm.agreement import agree
 from ciuic_dist.comm.shared import open_pool
 from ciuic_dist.comm.together import together
+from ciuic_dist.hub import commits
 from ciuic_dist.memory.budget import BudgetError, Memory
 from ciuic_dist.models.deferred import defer, recipe_of
 from ciuic_dist.models.pretrained import WholePretrained, pretrained
@@ -93,7 +94,8 @@ def shard(
     compute_dtype = PRECISIONS[mixed_precision]
     made = [_make_unit(i, spec, world, owner, compute_dtype, device, spill) for i, spec in enumerate(specs)]
     described = _describe(made, stage, mixed_precision)
-    agree("sharded model", described | {"memory": str(memory), "plan": None if plan is None else plan.digest})
+    asked = {"memory": str(memory), "plan": plan and plan.digest, "weights": commits.get(str(weights))}
+    agree("sharded model", described | asked)
     flats = [flat for unit in made for flat in unit.flats]
     exchange = _choose_exchange(model, made, stage, device, spill)
     exchange.place(flats)

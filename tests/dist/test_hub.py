@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import ciuic_dist as cd
+from ciuic_dist.comm.errors import Disagreement
 from ciuic_dist.config import ConfigError
 from ciuic_dist.data import DataError, tokenize
 from tests.dist.launch import Ranks, launch
@@ -95,6 +96,21 @@ def test_a_second_start_asks_only_which_commit_it_is(folder: Path, tmp_path: Pat
         hub.asked.clear()
         assert_same(launch(load, folder, "org/llama", variables)[0], folder)
     assert hub.asked == {("HEAD", "config.json"): 2}
+
+
+def two_commits(folder: Path, caches: Path) -> str:
+    """Why ranks whose hubs have another commit each can't load."""
+    rank = os.environ["RANK"]
+    with Hub({"org/llama": folder}, commit=rank * 40) as hub:
+        variables = {"HF_HOME": str(caches / rank), "HF_ENDPOINT": hub.url}
+        with pytest.raises(Disagreement) as caught:
+            load(folder, "org/llama", variables)
+    return str(caught.value)
+
+
+def test_ranks_load_one_commit_or_none(folder: Path, tmp_path: Path) -> None:
+    for message in launch(two_commits, folder, tmp_path):
+        assert f"weights is '{'0' * 40}' on rank 0 and '{'1' * 40}' on rank 1" in message
 
 
 def download(variables: Variables, files: str) -> None:
@@ -223,9 +239,11 @@ def test_where_one_rank_may_not_see_a_model_none_trains(
     tokenizer: str, message: str, folder: Path, tmp_path: Path
 ) -> None:
     with Hub({"org/llama": folder}, gated="org/llama") as hub:
-        variables = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub.url}
+        seeing, blind = (
+            {"HF_HOME": str(tmp_path / cache), "HF_ENDPOINT": hub.url} for cache in ("seeing", "blind")
+        )  # who shares a cache sees what is there
         settings = ("model.path=org/llama", f"data.tokenizer={tokenizer}")
-        ended = train(tmp_path, *settings, variables=[variables | {"HF_TOKEN": TOKEN}, variables])
+        ended = train(tmp_path, *settings, variables=[seeing | {"HF_TOKEN": TOKEN}, blind])
     for rank, (code, said) in enumerate(ended):
         assert code == 2
         assert said.startswith(f"rank {rank}: error: {message}")

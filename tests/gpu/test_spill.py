@@ -12,6 +12,7 @@ import ciuic_dist as cd
 from tests.gpu.losses import losses_of
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and there is none here"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -142,6 +143,30 @@ def test_only_the_process_that_has_the_folder_deletes_it(folder: RunFolder, tmp_
     assert folder.path.exists()
     folder.release()
     folder.drop_if_unused()
+    assert folder.path.exists()
+
+
+def test_what_comes_while_it_is_deleted_stays(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.claim()
+    (folder.path / "notes").write_text("kept", "utf-8")
+    monkeypatch.setattr(folder, "_is_unused", lambda: True)  # it wasn't there then
+    folder.drop_if_unused()
+    assert (folder.path / "notes").read_text("utf-8") == "kept"
+
+
+def test_a_folder_that_could_not_be_locked_is_not_this_process_s(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        monkeypatch.undo()
+        folder.claim()
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    other = RunFolder(config_in(tmp_path, TrainConfig()))
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(OSError, match="no locks here"):
+        other.claim()
+    other.drop_if_unused()
     assert folder.path.exists()
 
 

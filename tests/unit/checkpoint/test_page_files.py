@@ -82,6 +82,7 @@ def test_a_page_that_was_read_ahead_is_verified_when_it_is_asked_for(places: lis
     assert bytes(files.read(damaged, pages[0], "it")) == b"\0\0"
     with pytest.raises(CorruptCheckpoint, match=f"the page of it at byte {pages[1].offset}"):
         files.read(damaged, pages[1], "it")
+    assert not files.expecting
     assert bytes(files.read(damaged, pages[2], "it")) == b"\0\2"
 
 
@@ -94,8 +95,8 @@ def test_room_is_made_for_few(places: list[list[Place]], monkeypatch: pytest.Mon
 
     monkeypatch.setattr(page_file, "private", noted)
     files = PageFiles()
-    for _ in range(3):
+    for stop in (PAGES, 1, 1, 1, PAGES, 1, 1):
         files.expect(places[0])
-        for place in places[0]:
+        for place in places[0][:stop]:
             files.read(*place, "it")
     assert len(made) <= 4 + 3  # kept, and on their way
