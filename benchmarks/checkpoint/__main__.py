@@ -33,6 +33,7 @@ _TINY: Final = {
     "steps": 1,
     "warmup": 1,
     "saves": 1,
+    "loads": 1,
     "repetitions": 1,
     "probed": 1,
 }
@@ -52,6 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="timed steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before those")
     parser.add_argument("--saves", type=int, default=3, help="timed checkpoints of a repetition")
+    parser.add_argument("--loads", type=int, default=3, help="timed loads of a repetition")
     parser.add_argument("--budget", default="400MiB", help="of a rank in the way ours-within; default: 400MiB")
     parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--probed", type=int, default=2048, metavar="MiB", help="written and read to measure the drive")
@@ -71,13 +73,13 @@ def arguments() -> argparse.Namespace:
 def _problem(options: argparse.Namespace) -> str | None:
     ways = options.ways or []
     unknown = [way for way in ways if way not in ENGINES]
-    counts = (options.ranks, options.batch, options.steps, options.saves, options.repetitions, options.probed)
+    counts = (options.ranks, options.batch, options.steps, options.saves, options.loads, options.repetitions)
     checks = (
         (unknown, f"there is no way {', '.join(unknown)}: --ways takes {', '.join(ENGINES)}"),
         (DEEPSPEED in ways and not find_spec("deepspeed"), "deepspeed is not installed"),
         (
-            min(*counts, options.sequence - 1, options.warmup + 1) < 1,
-            "--ranks, --batch, --steps, --saves, --repetitions and --probed must be at least 1, --sequence at least 2",
+            min(*counts, options.probed, options.sequence - 1, options.warmup + 1) < 1,
+            "--ranks, --batch, --steps, --saves, --loads, --repetitions and --probed are at least 1, --sequence 2",
         ),
         (not _is_size(options.budget), f"--budget {options.budget} is no size: give one as in 400MiB"),
         (options.batch % max(1, options.ranks), f"--batch {options.batch} can't be divided among the ranks"),
@@ -102,7 +104,8 @@ def measure(setting: Setting, options: argparse.Namespace) -> Iterator[Limit | T
         for way in list(ways):
             with TemporaryDirectory(prefix="checkpoint-", dir=options.folder) as folder:
                 trial = Trial(way, repetition)
-                asked = (way, json.dumps(asdict(setting)), folder, str(options.saves), options.budget)
+                counts = (str(options.saves), str(options.loads))
+                asked = (way, json.dumps(asdict(setting)), folder, *counts, options.budget)
                 try:
                     with machine.watched() as others:
                         reports = launch(
@@ -133,7 +136,7 @@ def main() -> None:
     )
     lines = options.out and options.out.with_name(f"{options.out.name}.jsonl")
     about = machine.describe()
-    asked = {"setting": asdict(setting), "saves": options.saves, "budget": options.budget}
+    asked = {"setting": asdict(setting), "saves": options.saves, "loads": options.loads, "budget": options.budget}
     record(lines, "configuration", {**asked, "machine": about})
     codec = measure_codec(_PAGE)
     record(lines, "codec", asdict(codec))
@@ -168,7 +171,8 @@ def main() -> None:
 
 def _tell(trial: Trial, repetitions: int) -> None:
     stalls = ", ".join(f"{save.stall:.2f}" for save in trial.saves)
-    outcome = reason(trial.error) if trial.error else f"stalls of {stalls} s, loaded in {trial.load:.2f} s"
+    loads = ", ".join(f"{load:.2f}" for load in trial.loads)
+    outcome = reason(trial.error) if trial.error else f"stalls of {stalls} s, loaded in {loads} s"
     print(f"{trial.repetition + 1}/{repetitions} {trial.way}: {outcome}", file=sys.stderr, flush=True)
 
 

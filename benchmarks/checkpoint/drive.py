@@ -1,14 +1,15 @@
-"""What a drive can do at most: one large file, from end to end, past the page cache, by threads."""
+"""What a drive can do at most: large files, from end to end, past the page cache, by threads."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ciuic_dist.memory.mapping import private
 
@@ -25,40 +26,65 @@ class Limit:
     direct: bool
 
 
+class _Part(NamedTuple):
+    file: int
+    offset: int
+    nbytes: int
+
+
 def measure(folder: Path, nbytes: int) -> Limit:
     """Of a new file of ``nbytes``, rounded up to whole parts, which is gone afterwards."""
     path = folder / "limit"
-    parts = -(-nbytes // (_PART * _THREADS)) * _THREADS
-    buffers = [private(_PART).random_().numpy().data for _ in range(_THREADS)]  # drives may make less of zeros
-    file, direct = _opened(path)
+    file, direct = _opened(path, os.O_RDWR | os.O_CREAT)
+    parts = [_Part(file, offset, _PART) for offset in range(0, nbytes, _PART)]
     try:
-
-        def rate(move: Callable[[int, memoryview, int], int]) -> float:
-            def work(thread: int) -> None:
-                for part in range(thread, parts, _THREADS):
-                    if move(file, buffers[thread], part * _PART) != _PART:
-                        raise OSError(f"{path}: part of {_PART} bytes at {part * _PART} was cut short")
-
-            began = time.perf_counter()
-            with ThreadPoolExecutor(_THREADS) as threads:
-                list(threads.map(work, range(_THREADS)))
-            os.fsync(file)
-            return parts * _PART / (time.perf_counter() - began)
-
-        write = rate(os.pwrite)
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-        read = rate(lambda file, buffer, offset: os.preadv(file, [buffer], offset))
+        writing = _seconds(os.pwrite, parts)
+        reading = _seconds(_read, parts)
     finally:
         os.close(file)
         path.unlink()
-    return Limit(write, read, direct)
+    return Limit(len(parts) * _PART / writing, len(parts) * _PART / reading, direct)
 
 
-def _opened(path: Path) -> tuple[int, bool]:
+def seconds_to_read(files: Sequence[Path]) -> float:
+    """That the drive takes for all of ``files``."""
+    with ExitStack() as opened:
+        parts = []
+        for path in files:
+            file, _ = _opened(path, os.O_RDONLY)
+            opened.callback(os.close, file)
+            nbytes = path.stat().st_size
+            parts += [_Part(file, offset, min(_PART, nbytes - offset)) for offset in range(0, nbytes, _PART)]
+        return _seconds(_read, parts)
+
+
+def _seconds(move: Callable[[int, memoryview, int], int], parts: Sequence[_Part]) -> float:
+    """Of moving all ``parts`` from or to the drive itself."""
+    buffers = [private(_PART).random_().numpy().data for _ in range(_THREADS)]  # drives may make less of zeros
+    files = {part.file for part in parts}
+
+    def work(thread: int) -> None:
+        for part in parts[thread::_THREADS]:
+            if move(part.file, buffers[thread], part.offset) != part.nbytes:
+                raise OSError(f"part of {part.nbytes} bytes at {part.offset} was cut short")
+
+    for file in files:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    began = time.perf_counter()
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(work, range(_THREADS)))
+    for file in files:
+        os.fsync(file)
+    return time.perf_counter() - began
+
+
+def _read(file: int, buffer: memoryview, offset: int) -> int:
+    return os.preadv(file, [buffer], offset)
+
+
+def _opened(path: Path, flags: int) -> tuple[int, bool]:
     """Not every file system has O_DIRECT."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
     try:
         return os.open(path, flags | os.O_DIRECT, 0o600), True
     except OSError:
-        path.unlink(missing_ok=True)
         return os.open(path, flags, 0o600), False

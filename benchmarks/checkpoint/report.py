@@ -31,7 +31,8 @@ seed {setting.seed}
 * other processes kept at most {busiest:.2f} cores busy during a trial
 * ours-within: a budget of {budget} a rank, the rest on the drive
 * stall: training stands still, in the call and in the steps after it; slowed: what these take longer besides; \
-durable: from the call until all is on the drive, by fsync; loads are from the drive, not from the page cache
+durable: from the call until all is on the drive, by fsync; loads are from the drive, not from the page \
+cache, and of its read is what it took alone for the same files just before each of them
 """
 
 

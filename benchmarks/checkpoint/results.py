@@ -29,7 +29,8 @@ class Save:
 class Trial:
     """One way in one repetition, or why it failed. Bytes and seconds, of all ranks together.
 
-    `training`, `saving` and `loading` are peaks of the summed PSS; `off` is the difference of two losses.
+    `straight`: the drive alone for the files of each of `loads`; `training`, `saving` and `loading` are peaks of the
+    summed PSS; `off` is the difference of two losses.
     """
 
     way: str
@@ -40,7 +41,8 @@ class Trial:
     step_seconds: list[float] = field(default_factory=list)
     saves: list[Save] = field(default_factory=list)
     bytes: int = 0
-    load: float = 0.0
+    loads: list[float] = field(default_factory=list)
+    straight: list[float] = field(default_factory=list)
     off: float = 0.0
     training: int = 0
     saving: int = 0
@@ -57,7 +59,8 @@ def figures(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
             _save(ranks, median(step_seconds)) for ranks in zip(*(each["saved"] for each in reports), strict=True)
         ],
         "bytes": reports[0]["bytes"],
-        "load": max(each["load"] for each in reports),
+        "loads": [max(ranks) for ranks in zip(*(each["loads"] for each in reports), strict=True)],
+        "straight": reports[0]["straight"],
         "off": max(each["off"] for each in reports),
         "training": peak_of_sum([each["steps"]["memory"] for each in reports]),
         "saving": peak_of_sum([each["saving"] for each in reports]),
@@ -78,8 +81,9 @@ def _save(ranks: Sequence[dict[str, Any]], usual: float) -> Save:
 class Summary:
     """One way: medians over all its checkpoints, and over its repetitions.
 
-    `of_step`: the stall in steps; `of_write`, `of_read`: of the drive's rates in the same repetition; `more_saving`,
-    `more_loading`: bytes beyond training's; `to_async`: the stall over that of DCP's asynchronous way.
+    `of_step`: the stall in steps; `of_write`: of the drive's rate in the same repetition; `of_read`: what the drive
+    alone took just before, of what the load took; `more_saving`, `more_loading`: bytes beyond training's; `to_async`:
+    the stall over that of DCP's asynchronous way.
     """
 
     way: str
@@ -119,6 +123,7 @@ def _stall(trials: Sequence[Trial]) -> float:
 
 def _summary(trials: Sequence[Trial], limits: Sequence[Limit], asynchronous: float | None) -> Summary:
     saves = [(save, trial) for trial in trials for save in trial.saves]
+    loads = [(*pair, trial) for trial in trials for pair in zip(trial.loads, trial.straight, strict=True)]
     step = median(seconds for trial in trials for seconds in trial.step_seconds)
     stall = _stall(trials)
     return Summary(
@@ -133,9 +138,9 @@ def _summary(trials: Sequence[Trial], limits: Sequence[Limit], asynchronous: flo
         bytes=median(trial.bytes for trial in trials),
         write=median(trial.bytes / save.durable for save, trial in saves),
         of_write=median(trial.bytes / save.durable / limits[trial.repetition].write for save, trial in saves),
-        load=median(trial.load for trial in trials),
-        read=median(trial.bytes / trial.load for trial in trials),
-        of_read=median(trial.bytes / trial.load / limits[trial.repetition].read for trial in trials),
+        load=median(load for load, _, _ in loads),
+        read=median(trial.bytes / load for load, _, trial in loads),
+        of_read=median(straight / load for load, straight, _ in loads),
         more_saving=median(max(0, trial.saving - trial.training) for trial in trials),
         more_loading=median(max(0, trial.loading - trial.training) for trial in trials),
         off=max(trial.off for trial in trials),

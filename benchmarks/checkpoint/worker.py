@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from benchmarks.checkpoint import drive
 from benchmarks.checkpoint.names import ENGINES
 from benchmarks.checkpoint.ways import Training, begin
 from benchmarks.engines.engines import join
@@ -47,22 +48,24 @@ class Saved:
 class Report:
     """What one rank measured.
 
-    `bytes` on the disk, from rank 0; `load` in seconds; `off`: by how much the loss after loading was not the one
-    after saving; `saving` and `loading`: memory during one more of each.
+    `bytes` on the disk; `loads` in seconds, and the drive alone for the same files before each of them, `straight`:
+    rank 0 has these two; `off`: by how much the loss after loading was not the one after saving; `saving` and
+    `loading`: memory during one more of each.
     """
 
     parameters: int
     steps: loop.Steps
     saved: list[Saved]
     bytes: int
-    load: float
+    loads: list[float]
+    straight: list[float]
     off: float
     saving: list[Sample]
     loading: list[Sample]
 
 
-def measure(way: str, setting: Setting, folder: Path, saves: int, budget: str) -> Report:
-    """Train, save `saves` times, once more to load it, and once more each with memory sampled, which takes time."""
+def measure(way: str, setting: Setting, folder: Path, saves: int, loads: int, budget: str) -> Report:
+    """Train, save `saves` times, once more to load it `loads` times, once more each with memory sampled."""
     join(ENGINES[way], setting)
     family, size, overrides = setting.model_settings()
     model = build(ModelConfig(family, size, overrides=overrides), vocab_size=None, seed=setting.seed).train()
@@ -80,11 +83,12 @@ def measure(way: str, setting: Setting, folder: Path, saves: int, budget: str) -
     nbytes = sum(file.stat().st_size for file in _files(path)) if _first() else 0
     batch = next(stream)
     loss = training.step(batch)
-    load = _load(training, path)
+    timed = [(_read(path), _load(training, path)) for _ in range(loads)]
+    straight, loaded = ([*column] for column in zip(*timed, strict=True))
     off = abs(training.step(batch) - loss).item()
     with PssSampler() as loading:
         _load(training, path)
-    return Report(parameters, steps, saved, nbytes, load, off, saving.samples, loading.samples)
+    return Report(parameters, steps, saved, nbytes, loaded, straight, off, saving.samples, loading.samples)
 
 
 def checkpoint(training: Training, path: Path, stream: Iterator[loop.Batch], *, alone: bool = False) -> Saved:
@@ -113,6 +117,11 @@ def _seconds_until(done: Callable[[], bool], began: float) -> float:
     while not done():
         time.sleep(0.001)
     return time.perf_counter() - began
+
+
+def _read(path: Path) -> float:
+    """Seconds that the drive takes for the checkpoint's files, whatever is in them."""
+    return _on_first(lambda: drive.seconds_to_read(_files(path)))
 
 
 def _load(training: Training, path: Path) -> float:
@@ -161,11 +170,11 @@ def _sync(path: Path, *, drop: bool = False) -> None:
             os.close(descriptor)
 
 
-def main(way: str, setting: str, folder: str, saves: str, budget: str, result: str) -> None:
+def main(way: str, setting: str, folder: str, saves: str, loads: str, budget: str, result: str) -> None:
     """Measure `way` as `setting` (JSON) says and write the report to `result`."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    report = measure(way, Setting(**json.loads(setting)), Path(folder), int(saves), budget)
+    report = measure(way, Setting(**json.loads(setting)), Path(folder), int(saves), int(loads), budget)
     Path(result).write_text(json.dumps(asdict(report)), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()

@@ -30,7 +30,8 @@ def rank_report(rank: int) -> dict[str, object]:
         "steps": {"step_seconds": [2.0, 1.0, 9.0], "losses": [1.0], "memory": [[0.0, 10]]},
         "saved": [saved],
         "bytes": 0 if rank else 84,
-        "load": 1.0 + rank,
+        "loads": [1.0 + rank, 3.0 - rank],
+        "straight": [0.0 if rank else 1.5] * 2,
         "off": 0.125 * rank,
         "saving": [[0.0, 10 + 5 * rank]],
         "loading": [[0.0, 12]],
@@ -40,7 +41,8 @@ def rank_report(rank: int) -> dict[str, object]:
 def test_a_trial_waits_for_the_slowest_rank() -> None:
     trial = Trial("ours", **figures([rank_report(0), rank_report(1)]))
     assert trial.saves == [Save(stall=1.5, slowed=0.75, durable=4.25)]
-    assert (trial.bytes, trial.load, trial.off) == (84, 2.0, 0.125)
+    assert (trial.bytes, trial.off) == (84, 0.125)
+    assert (trial.loads, trial.straight) == ([2.0, 3.0], [1.5, 1.5])
     assert (trial.training, trial.saving, trial.loading) == (20, 25, 24)
 
 
@@ -51,14 +53,17 @@ def some_trials() -> list[Trial]:
         slower = 1.0 + repetition
         saves = [Save(stall * slower, 0.0, 10.0 * slower)]
         memory = {"training": 100, "saving": 130, "loading": 90}
-        return Trial(way, repetition, "", 0.0, 7, [2.0], saves, 500, 5.0 * slower, **memory)
+        loads = [5.0 * slower, 4.0 * slower, 10.0 * slower]
+        straight = [load * part for load, part in zip(loads, (0.5, 1.0, 0.25), strict=True)]
+        return Trial(way, repetition, "", 0.0, 7, [2.0], saves, 500, loads, straight, **memory)
 
     return [trial(way, repetition, stall) for repetition in range(2) for way, stall in (("ours", 1), ("dcp-async", 4))]
 
 
-def test_fractions_of_the_drive_are_taken_within_a_repetition() -> None:
+def test_fractions_of_the_drive_are_taken_beside_what_they_are_of() -> None:
     ours, asynchronous = summarize(some_trials(), LIMITS)
     assert (ours.of_write, ours.of_read) == (0.5, 0.5)
+    assert (ours.load, ours.read) == (9.0, 56.25)
     assert (ours.stall, ours.longest, ours.of_step) == (1.5, 2.0, 0.75)
     assert (ours.to_async, asynchronous.to_async) == (0.25, 1.0)
     assert (ours.more_saving, ours.more_loading) == (30, 0)
@@ -92,6 +97,13 @@ def test_the_drive_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     assert limit.write > 0
     assert limit.read > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_any_size_are_read_to_their_ends(tmp_path: Path) -> None:
+    files = [tmp_path / str(nbytes) for nbytes in (0, 1, 4096, (4 << 20) + 5)]
+    for file in files:
+        file.write_bytes(bytes(int(file.name)))
+    assert drive.seconds_to_read(files) > 0
 
 
 @pytest.mark.parametrize(
