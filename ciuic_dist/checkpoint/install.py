@@ -15,7 +15,9 @@ from ciuic_dist.checkpoint.entries import extra_states, kind_of, persistent_buff
 from ciuic_dist.checkpoint.names import EXTRA, EXTRA_STATE, GROUPS, KIND, MODEL, SCALARS, STATE, state_names
 from ciuic_dist.checkpoint.pieces import BoxedPiece
 from ciuic_dist.checkpoint.saved import Saved
+from ciuic_dist.memory.scratch import Scratch
 from ciuic_dist.optim.paged import PagedOptimizer
+from ciuic_dist.optim.parts import Part
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.layout import Piece, Slot
 from ciuic_dist.sharding.registry import sharded_of
@@ -97,11 +99,12 @@ def install_extra_states(model: nn.Module, objects: Mapping[str, Any]) -> None:
 def install_optimizer(optimizer: PagedOptimizer, saved: Saved, objects: Mapping[str, Any]) -> None:
     """Give the optimizer its settings and its state, a span at a time."""
 
-    def states_of(spans: Sequence[tuple[Flat, Sequence[Piece]]]) -> Iterator[list[dict[str, Any]]]:
-        saved.expect(_state_room(saved, flat, pieces, torch.device("meta")) for flat, pieces in spans)
-        for flat, pieces in spans:
-            found = saved.read(_state_room(saved, flat, pieces, flat.device))
-            names = [saved.states.get(flat.layout.slots[piece.index].name, {}) for piece in pieces]
+    def states_of(parts: Sequence[Part]) -> Iterator[list[dict[str, Any]]]:
+        saved.expect(_state_room(saved, part) for part in parts)
+        scratch = Scratch()
+        for part in parts:
+            found = saved.read(_with_memory(_state_room(saved, part), part, scratch))
+            names = [saved.states.get(part.flat.layout.slots[place.index].name, {}) for place in part.places]
             yield [{key: _values(found[name]) for key, name in keys.items()} for keys in names]
 
     optimizer.take([objects[f"{GROUPS}{number}"] for number in range(len(optimizer.param_groups))], states_of)
@@ -155,24 +158,35 @@ def _parameters_room(flat: Flat, low: int, high: int, master: Tensor) -> dict[st
     return room
 
 
-def _state_room(saved: Saved, flat: Flat, pieces: Iterable[Piece], device: torch.device) -> dict[str, Any]:
-    """Memory for the state of pieces, by the names that it was saved as."""
-    slots = [(flat.layout.slots[piece.index], piece) for piece in pieces]
+def _state_room(saved: Saved, part: Part) -> dict[str, Any]:
+    """The state of a part's pieces by the names that it was saved as; what is large has no memory."""
+    slots = [(part.flat.layout.slots[piece.index], piece) for piece in part.places]
     return {
-        name: _piece_room(saved.entries[name], name, slot, piece, device)
+        name: _piece_room(saved.entries[name], name, slot, piece)
         for slot, piece in slots
         for name in saved.states.get(slot.name, {}).values()
     }
 
 
-def _piece_room(entry: STORAGE_TYPES, name: str, slot: Slot, piece: Piece, device: torch.device) -> Any:
+def _piece_room(entry: STORAGE_TYPES, name: str, slot: Slot, piece: Piece) -> Any:
     """None for what was saved as an object."""
     if not isinstance(entry, TensorStorageMetadata):
         return None
     if name.startswith(SCALARS):
         return torch.empty(entry.size, dtype=entry.properties.dtype)
-    values = torch.empty(piece.numel, dtype=entry.properties.dtype, device=device)
+    values = torch.empty(piece.numel, dtype=entry.properties.dtype, device="meta")
     return BoxedPiece(slot.shape, piece.start, values)
+
+
+def _with_memory(room: dict[str, Any], part: Part, scratch: Scratch) -> dict[str, Any]:
+    """Of its own where that is the state from then on."""
+    boxed = {name: piece for name, piece in room.items() if isinstance(piece, BoxedPiece)}
+    absent, device = [piece.values for piece in boxed.values()], part.flat.device
+    if part.state_in_columns:
+        memory = scratch.like(absent, device)
+    else:
+        memory = [torch.empty_like(values, device=device) for values in absent]
+    return room | {name: piece.moved_to(values) for (name, piece), values in zip(boxed.items(), memory, strict=True)}
 
 
 def _values(read: Any) -> Any:

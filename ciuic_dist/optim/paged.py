@@ -219,20 +219,20 @@ class PagedOptimizer(Optimizer):
     def take(
         self,
         settings: Sequence[dict[str, Any]],
-        states_of: Callable[[Sequence[tuple[Flat, Sequence[Piece]]]], Iterator[Sequence[dict[str, Any]]]],
+        states_of: Callable[[Sequence[Part]], Iterator[Sequence[dict[str, Any]]]],
     ) -> None:
         """Take each group's ``settings`` and new state, with torch's rules for dtypes and devices.
 
-        ``states_of`` is told of all spans the flat and the pieces, and gives their state one span at a time.
+        ``states_of`` is told of all parts, and gives the state of their pieces one part at a time. It isn't used any
+        more when the next is asked for, where the parts keep it in columns.
         """
         groups = self.inner.state_dict()["param_groups"]
         both = [here | saved for here, saved in zip(groups, settings, strict=True)]
         self._forget_state()
         self._load_inner({"state": {}, "param_groups": both})
         trial = copy.copy(self.inner)
-        parts = self._parts.values()
-        every = states_of([(part.flat, [piece.place for piece in part.pieces]) for part in parts])
-        for part, states in zip(parts, every, strict=True):
+        parts = list(self._parts.values())
+        for part, states in zip(parts, states_of(parts), strict=True):
             with part.open_state(self.inner, dirty=True):
                 self.inner.state.update(_as_loaded(trial, part.groups, states))
 

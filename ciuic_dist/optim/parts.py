@@ -120,6 +120,11 @@ class Part:
         for members in self.groups:
             yield from members
 
+    @property
+    def places(self) -> list[Piece]:
+        """Of all pieces."""
+        return [piece.place for piece in self.pieces]
+
     def step(self, inner: Optimizer) -> None:
         """Update the pieces that have a gradient."""
         if not any(self.flat.touched[piece.place.index] for piece in self.pieces):
