@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ciuic_dist.checkpoint import page_file
+from ciuic_dist.checkpoint import page_files
 from ciuic_dist.checkpoint import pages as pages_module
 from ciuic_dist.checkpoint.errors import CorruptCheckpoint
-from ciuic_dist.checkpoint.page_file import PageFileReader
 from ciuic_dist.checkpoint.page_files import PageFiles
 from ciuic_dist.checkpoint.pages import Page, PageFileWriter
 from ciuic_dist.memory.mapping import private
@@ -55,13 +54,13 @@ def test_the_next_two_are_on_their_way_and_none_is_read_twice(
     places: list[list[Place]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[Page] = []
-    begin = PageFileReader.begin
+    begin = PageFiles._begin
 
-    def noted(reader: PageFileReader, page: Page) -> None:
+    def noted(files: PageFiles, path: Path, page: Page) -> None:
         begun.append(page)
-        begin(reader, page)
+        begin(files, path, page)
 
-    monkeypatch.setattr(PageFileReader, "begin", noted)
+    monkeypatch.setattr(PageFiles, "_begin", noted)
     order = [place for place in places[0] for _ in range(3)]  # each has values of three tensors
     files = PageFiles()
     files.expect(order)
@@ -93,10 +92,11 @@ def test_room_is_made_for_few(places: list[list[Place]], monkeypatch: pytest.Mon
         made.append(nbytes)
         return private(nbytes)
 
-    monkeypatch.setattr(page_file, "private", noted)
+    monkeypatch.setattr(page_files, "private", noted)
     files = PageFiles()
-    for stop in (PAGES, 1, 1, 1, PAGES, 1, 1):
-        files.expect(places[0])
-        for place in places[0][:stop]:
+    order = [file[page] for page in range(PAGES) for file in places]
+    for stop in (len(order), 1, 1, 1, len(order), 1, 1):
+        files.expect(order)
+        for place in order[:stop]:
             files.read(*place, "it")
     assert len(made) <= 4 + 3  # kept, and on their way

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +25,7 @@ from ciuic_dist.checkpoint.manifest import (
     manifest_to_bytes,
     packages,
 )
-from ciuic_dist.checkpoint.page_file import PageFileReader
+from ciuic_dist.checkpoint.page_files import PageFiles
 from ciuic_dist.checkpoint.pages import Page, PageFileWriter
 from ciuic_dist.checkpoint.writing import RankWriter
 
@@ -47,12 +45,6 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages_module, "PAGE_BYTES", 16)
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[PageFileReader]:
-    with ThreadPoolExecutor(1) as threads, closing(PageFileReader(path, threads)) as reader:
-        yield reader
-
-
 @given(st.lists(st.binary(max_size=70), max_size=5), st.sampled_from([None, 1, 2, 4, 8]))
 def test_content_comes_back_in_pages(
     tmp_path_factory: pytest.TempPathFactory, contents: list[bytes], itemsize: int | None
@@ -62,10 +54,10 @@ def test_content_comes_back_in_pages(
         written = [writer.append(memoryview(content), itemsize) for content in contents]
         writer.finish()
         assert writer.nbytes == path.stat().st_size
-    with opened(path) as reader:
-        for content, places in zip(contents, written, strict=True):
-            assert all(0 < page.raw <= 16 for page in places)
-            assert b"".join(bytes(reader.read(page, "it")) for page in places) == content
+    files = PageFiles()
+    for content, places in zip(contents, written, strict=True):
+        assert all(0 < page.raw <= 16 for page in places)
+        assert b"".join(bytes(files.read(path, page, "it")) for page in places) == content
 
 
 @given(content=st.binary(min_size=1, max_size=40), at=st.integers(0), bit=st.integers(0, 7), cut=st.booleans())
@@ -80,8 +72,9 @@ def test_a_page_that_changed_is_named(
     damaged, byte = bytearray(path.read_bytes()), places[number].offset + place
     damaged[byte] ^= 1 << bit
     path.write_bytes(damaged[:byte] if cut else damaged)
-    with opened(path) as reader, pytest.raises(CorruptCheckpoint, match=str(path)):
-        b"".join(bytes(reader.read(page, "it")) for page in places)
+    files = PageFiles()
+    with pytest.raises(CorruptCheckpoint, match=str(path)):
+        b"".join(bytes(files.read(path, page, "it")) for page in places)
 
 
 @given(ENTRIES)
@@ -132,6 +125,5 @@ def test_any_part_of_a_box_is_found(tmp_path_factory: pytest.TempPathFactory, ca
     entry = index_from_bytes((folder / files.index).read_bytes(), FILE)[0]
     expected = values[tuple(part)]
     found = torch.zeros_like(expected)
-    with opened(folder / files.pages) as reader:
-        fill(found, lambda page: reader.read(page, "it"), entry, [cut.start for cut in part])
+    fill(found, partial(PageFiles().read, folder / files.pages, what="it"), entry, [cut.start for cut in part])
     assert torch.equal(found, expected)
