@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ciuic_dist.compress.blockwise import SIGNED, UNSIGNED
+from ciuic_dist.memory.process import return_freed_memory
 from ciuic_dist.sharding.columns import Column, opened
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.layout import Piece
@@ -156,11 +157,15 @@ class Part:
                 for key in self._state.paged.get(piece, ()):
                     inner.state[piece][key] = self._cut(span(key, inner.state[piece][key].dtype), piece)
             yield
-            for piece in self.pieces:
-                self._put_away(piece, inner.state.get(piece, {}), span)
+            new = [self._put_away(piece, inner.state.get(piece, {}), span) for piece in self.pieces]
+            if any(new):
+                return_freed_memory()  # what the optimizer made it in would leave holes, span after span
 
-    def _put_away(self, piece: PieceParameter, state: dict[str, Any], span: Any) -> None:
-        """Move what has one value an element into columns; what is left in ``state`` has no memory."""
+    def _put_away(self, piece: PieceParameter, state: dict[str, Any], span: Any) -> bool:
+        """Move what has one value an element into columns; what is left in ``state`` has no memory.
+
+        Returns whether there is more of it than before.
+        """
         before = self._state.paged.get(piece, {})
         paged = {}
         for key, value in state.items():
@@ -172,6 +177,7 @@ class Part:
                 paged[key] = torch.empty_like(value, device="meta") if absent is None else absent
         state.update(paged)
         self._state.paged[piece] = paged
+        return paged.keys() > before.keys()
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
