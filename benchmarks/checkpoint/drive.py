@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -38,7 +39,7 @@ def measure(folder: Path, nbytes: int) -> Limit:
     file, direct = _opened(path, os.O_RDWR | os.O_CREAT)
     parts = [_Part(file, offset, _PART) for offset in range(0, nbytes, _PART)]
     try:
-        writing = _seconds(os.pwrite, parts)
+        writing = _seconds(os.pwrite, parts, partial(os.fsync, file))
         reading = _seconds(_read, parts)
     finally:
         os.close(file)
@@ -58,23 +59,24 @@ def seconds_to_read(files: Sequence[Path]) -> float:
         return _seconds(_read, parts)
 
 
-def _seconds(move: Callable[[int, memoryview, int], int], parts: Sequence[_Part]) -> float:
-    """Of moving all ``parts`` from or to the drive itself."""
+def _seconds(
+    move: Callable[[int, memoryview, int], int], parts: Sequence[_Part], finish: Callable[[], None] | None = None
+) -> float:
+    """Of moving all ``parts`` from or to the drive itself, and of what ends that."""
     buffers = [private(_PART).random_().numpy().data for _ in range(_THREADS)]  # drives may make less of zeros
-    files = {part.file for part in parts}
 
     def work(thread: int) -> None:
         for part in parts[thread::_THREADS]:
             if move(part.file, buffers[thread], part.offset) != part.nbytes:
                 raise OSError(f"part of {part.nbytes} bytes at {part.offset} was cut short")
 
-    for file in files:
+    for file in {part.file for part in parts}:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     began = time.perf_counter()
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(work, range(_THREADS)))
-    for file in files:
-        os.fsync(file)
+    if finish is not None:
+        finish()
     return time.perf_counter() - began
 
 

@@ -120,8 +120,11 @@ def _seconds_until(done: Callable[[], bool], began: float) -> float:
 
 
 def _read(path: Path) -> float:
-    """Seconds that the drive takes for the checkpoint's files, whatever is in them."""
-    return _on_first(lambda: drive.seconds_to_read(_files(path)))
+    """Seconds that the drive takes for the checkpoint's files, whatever is in them; 0 on ranks beside the first."""
+    dist.barrier()
+    seconds = drive.seconds_to_read(_files(path)) if _first() else 0.0
+    dist.barrier()
+    return seconds
 
 
 def _load(training: Training, path: Path) -> float:

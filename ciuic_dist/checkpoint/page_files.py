@@ -15,8 +15,8 @@ from ciuic_dist.memory.mapping import private
 
 _OPEN: Final = 4
 """Files at a time."""
-_KEPT: Final = 4
-"""Pages, for who needs a part of them at a time: a parameter's, and those of the state that is loaded with it."""
+_KEPT: Final = 6
+"""Pages, for who needs a part of them at a time: up to three values of a parameter's state, each in two pages."""
 _AHEAD: Final = 2
 """Pages that are read while another is verified and copied: a drive wants more than one at a time."""
 
@@ -89,7 +89,10 @@ class PageFiles:
         file, room, stored = self._begun[place]
         wait([stored])
         del self._begun[place]
-        self._kept[place] = (room, file.content(page, stored.result(), what))
+        try:
+            self._kept[place] = (room, file.content(page, stored.result(), what))
+        finally:
+            del stored  # whose error refers to this frame
 
     def _room(self) -> memoryview:
         if self._free:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Final
+
+_MUCH: Final = 16 << 20
+"""Bytes. Giving back takes up to a millisecond, and a hundred where the heap has as many thousand holes."""
 
 
 def anonymous_bytes() -> int:
@@ -22,4 +27,23 @@ def return_freed_memory() -> None:
     nothing else.
     """
     with suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        _libc().malloc_trim(0)
+
+
+class Freed:
+    """Has what was freed given back, whenever it is much."""
+
+    def __init__(self) -> None:
+        self._nbytes = 0
+
+    def add(self, nbytes: int) -> None:
+        """So much of the heap has been freed."""
+        self._nbytes += nbytes
+        if self._nbytes >= _MUCH:
+            self._nbytes = 0
+            return_freed_memory()
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

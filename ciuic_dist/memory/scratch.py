@@ -22,7 +22,6 @@ class Scratch:
         for tensor in tensors:
             offsets.append(offsets[-1] + tensor.nbytes + -tensor.nbytes % _ALIGNMENT)
         if self._memory.numel() < offsets[-1] or self._memory.device != device:
-            self._memory = torch.empty(0)  # before there is more
             self._memory = torch.empty(offsets[-1], dtype=torch.uint8, device=device)
         return [
             self._memory[offset : offset + tensor.nbytes].view(tensor.dtype)

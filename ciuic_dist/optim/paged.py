@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ciuic_dist.memory.process import Freed
 from ciuic_dist.optim.elementwise import check_elementwise
 from ciuic_dist.optim.parts import FlatState, Part, PieceParameter, is_elementwise, piece_parameter
 from ciuic_dist.sharding.flat import Flat
@@ -57,6 +58,7 @@ class PagedOptimizer(Optimizer):
         self._elementwise = check_elementwise(cls, options)
         groups = normalised(params)
         self._quantized = state_dtype == "8bit"
+        self._freed = Freed()
         self._flat_states: dict[int, FlatState] = {}
         self._members = {id(p): self._member(p) for group in groups for p in group["params"]}
         self._sharded: list[Sharded] = []
@@ -167,7 +169,7 @@ class PagedOptimizer(Optimizer):
 
     def _flat_state(self, flat: Flat) -> FlatState:
         if id(flat) not in self._flat_states:
-            self._flat_states[id(flat)] = FlatState(flat, self._quantized)
+            self._flat_states[id(flat)] = FlatState(flat, self._freed, self._quantized)
         return self._flat_states[id(flat)]
 
     def _member(self, parameter: Any) -> _Member:

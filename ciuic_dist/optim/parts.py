@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ciuic_dist.compress.blockwise import SIGNED, UNSIGNED
-from ciuic_dist.memory.process import return_freed_memory
+from ciuic_dist.memory.process import Freed
 from ciuic_dist.sharding.columns import Column, opened
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.layout import Piece
@@ -45,12 +45,13 @@ def piece_parameter(flat: Flat, place: Piece) -> PieceParameter:
 class FlatState:
     """The optimizer state of a flat that is kept in columns: one for each key of state with one value an element.
 
-    ``quantized``: of fp32 values in 8 bits.
+    ``freed``: what the optimizer makes in the heap before it is there. ``quantized``: of fp32 values in 8 bits.
     ``paged`` has for the keys of a piece that are there what ``inner.state`` has for them then: tensors without
     memory. They are made once: small objects made anew in each step break up the heap.
     """
 
     flat: Flat
+    freed: Freed
     quantized: bool = False
     columns: dict[str, Column] = field(default_factory=dict)
     paged: dict[PieceParameter, dict[str, Tensor]] = field(default_factory=dict)
@@ -157,27 +158,28 @@ class Part:
                 for key in self._state.paged.get(piece, ()):
                     inner.state[piece][key] = self._cut(span(key, inner.state[piece][key].dtype), piece)
             yield
-            new = [self._put_away(piece, inner.state.get(piece, {}), span) for piece in self.pieces]
-            if any(new):
-                return_freed_memory()  # what the optimizer made it in would leave holes, span after span
+            new = sum([self._put_away(piece, inner.state.get(piece, {}), span) for piece in self.pieces])
+            if self.flat.device.type == "cpu":
+                self._state.freed.add(new)  # what the optimizer made it in leaves holes, span after span
 
-    def _put_away(self, piece: PieceParameter, state: dict[str, Any], span: Any) -> bool:
+    def _put_away(self, piece: PieceParameter, state: dict[str, Any], span: Any) -> int:
         """Move what has one value an element into columns; what is left in ``state`` has no memory.
 
-        Returns whether there is more of it than before.
+        Returns the bytes of what wasn't there before.
         """
         before = self._state.paged.get(piece, {})
-        paged = {}
+        paged, new = {}, 0
         for key, value in state.items():
             if is_elementwise(value, piece):
                 room = self._cut(span(key, value.dtype), piece)
                 if value.data_ptr() != room.data_ptr():
                     room.copy_(value)
-                absent = before.get(key)
-                paged[key] = torch.empty_like(value, device="meta") if absent is None else absent
+                if key not in before:
+                    new += value.nbytes
+                paged[key] = before[key] if key in before else torch.empty_like(value, device="meta")
         state.update(paged)
         self._state.paged[piece] = paged
-        return paged.keys() > before.keys()
+        return new
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:

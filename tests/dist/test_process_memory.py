@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ciuic_dist as cd
 from ciuic_dist.memory.budget import parse_size
+from ciuic_dist.memory.live import LiveBytes
 from ciuic_dist.memory.process import anonymous_bytes, return_freed_memory
 from tests.dist.launch import launch
 
@@ -75,18 +74,14 @@ def test_the_process_grows_by_no_more_than_its_budget(rows: Sequence[int], save:
         assert moved > 4 * 150e6  # a rank has 100 MB of masters and 100 MB of moments, which come and go
 
 
-class Made(TorchDispatchMode):
-    """Counts the bytes of what is made on the CPU, freed again or not: it may go to the heap, and leave holes."""
+class Made(LiveBytes):
+    """Counts what operators make, freed again or not: it may go to the heap, and leave holes."""
 
     nbytes = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.empty.memory_format and not made.is_meta:
-            self.nbytes += made.nbytes
-        return made
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        self.nbytes += storage.nbytes()
+        super()._count(storage)
 
 
 def weigh_checkpoint(folder: str) -> tuple[list[int], int]:
@@ -107,7 +102,7 @@ def weigh_checkpoint(folder: str) -> tuple[list[int], int]:
         before = _resident("VmRSS")
         call(path, model=model, optimizer=optimizer)
         grew.append(_resident("VmHWM") - before)
-    with Made() as made:  # type: ignore[no-untyped-call]
+    with Made() as made:
         cd.load(path, model=model, optimizer=optimizer)
     return grew, made.nbytes
 

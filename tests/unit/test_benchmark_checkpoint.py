@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -99,11 +100,20 @@ def test_the_drive_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_files_of_any_size_are_read_to_their_ends(tmp_path: Path) -> None:
-    files = [tmp_path / str(nbytes) for nbytes in (0, 1, 4096, (4 << 20) + 5)]
+def test_files_of_any_size_are_read_to_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = (0, 1, 4096, (4 << 20) + 5)
+    files = [tmp_path / str(nbytes) for nbytes in sizes]
     for file in files:
         file.write_bytes(bytes(int(file.name)))
+    counts: list[int] = []
+
+    def counted(file: int, buffer: memoryview, offset: int) -> int:
+        counts.append(os.preadv(file, [buffer], offset))
+        return counts[-1]
+
+    monkeypatch.setattr(drive, "_read", counted)
     assert drive.seconds_to_read(files) > 0
+    assert sum(counts) == sum(sizes)
 
 
 @pytest.mark.parametrize(
