@@ -61,7 +61,7 @@ def test_a_run_leaves_its_files_and_nothing_else(uninterrupted: Path) -> None:
 def test_after_kill_9_of_everything_the_losses_are_the_same_bit_for_bit(uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "gpt2-tiny"
     job = Job(tmp_path, *JOB, world=2)
-    job.wait_until(lambda: steps_recorded(run) > 9)
+    job.wait_until(lambda: steps_recorded(run) > 9 and (run / "checkpoints" / "step-000008").is_dir())
     job.kill()
     assert 9 < steps_recorded(run) < STEPS
     (run / "checkpoints" / "step-000999.partial").mkdir()
