@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ciuic_dist.comm import groups
 from ciuic_dist.comm.together import together
 from ciuic_dist.estimate.forms import Form
+from ciuic_dist.estimate.whole import Whole
 
 _RUNS: Final = (3, 9)
 """At the least and at the most."""
@@ -74,20 +76,29 @@ class Clock:
         self.known = dict(known or {})
         self._slower = _ratios(self.known, seen or {})
 
-    def measure(self, calls: Iterable[Call]) -> None:
+    def measure(self, calls: Iterable[Call], wholes: Mapping[str, Whole] = MappingProxyType({})) -> None:
         """Time all that aren't known, on every rank at once: so the machine is as busy as in training.
 
-        Collective; the ranks' mean counts. Raises Untraceable where an operator doesn't run by itself.
+        ``wholes``: units by what names them. Collective; the ranks' mean counts. Raises Untraceable where an operator
+        doesn't run by itself.
         """
         groups.meet()
-        with together():
+        with together(), torch.random.fork_rng(devices=[]):
             taken = {str(call): _timed(call) for call in dict.fromkeys(calls) if str(call) not in self.known}
+            for name, whole in wholes.items():
+                forward, backward = (_text(name, backward=backward) for backward in (False, True))
+                if forward not in self.known:
+                    taken[forward], taken[backward] = whole.seconds()
         everyone = groups.gather_objects(taken)
         self.known |= {text: mean(each.get(text, own) for each in everyone) for text, own in taken.items()}
 
     def seconds(self, calls: Mapping[Call, int]) -> float:
         """Of so many of each."""
         return sum(count * self._one(str(call)) for call, count in calls.items())
+
+    def whole(self, name: str, *, backward: bool) -> float:
+        """Seconds of a unit's forward or backward, 0 where it can't be run by itself."""
+        return self.known[_text(name, backward=backward)]
 
     def _one(self, text: str) -> float:
         return self.known[text] * self._slower.get(_kind(text), 1.0)
@@ -102,6 +113,10 @@ def _ratios(known: Mapping[str, float], seen: Seen) -> dict[str, float]:
             alone[_kind(text)] += count * known[text]
             there[_kind(text)] += seconds
     return {kind: there[kind] / alone[kind] for kind in alone}
+
+
+def _text(name: str, *, backward: bool) -> str:
+    return f"{'backward' if backward else 'forward'} of {name}"
 
 
 def _kind(text: str) -> str:
@@ -135,14 +150,10 @@ def _made(value: Any, call: Call) -> Any:
         return [_made(entry, call) for entry in value]
     if not isinstance(value, Form):
         return value
-    tensor = value.make()
-    if value.dtype.is_floating_point:  # all of its storage: expanded tensors can't be written to
-        torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,)).uniform_(-1, 1)
-        return tensor
-    if call.func._overloadpacket is torch.ops.aten._grouped_mm:  # where each group ends
-        divided = _divided(*call.args[:2])
-        return torch.linspace(divided / len(tensor), divided, len(tensor)).to(value.dtype)
-    return tensor.zero_()
+    if call.func._overloadpacket is torch.ops.aten._grouped_mm and not value.dtype.is_floating_point:
+        divided, count = _divided(*call.args[:2]), value.size[0]  # where each group ends
+        return torch.linspace(divided / count, divided, count).to(value.dtype)
+    return value.filled()
 
 
 def _divided(left: Form, right: Form) -> int:

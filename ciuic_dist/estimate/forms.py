@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """Shape, strides and dtype; ``make`` gives a tensor like it."""
+    """Shape, strides and dtype; ``make`` and ``filled`` give a tensor like it."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -26,3 +26,12 @@ class Form:
     def make(self) -> Tensor:
         """A tensor of this form without values, which is learned nothing through."""
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
+
+    def filled(self) -> Tensor:
+        """The same with values of no consequence: between -1 and 1, integers 0."""
+        tensor = self.make()
+        if not self.dtype.is_floating_point:
+            return tensor.zero_()
+        # All of its storage: expanded tensors can't be written to.
+        torch.as_strided(tensor, (tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,)).uniform_(-1, 1)
+        return tensor

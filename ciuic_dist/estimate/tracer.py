@@ -17,6 +17,7 @@ from ciuic_dist.estimate.attention import FusedAttention
 from ciuic_dist.estimate.calls import Call
 from ciuic_dist.estimate.operators import Cost, cost_of
 from ciuic_dist.estimate.twins import Twins
+from ciuic_dist.estimate.whole import Whole
 from ciuic_dist.memory.live import LiveBytes, Storages
 from ciuic_dist.planning.profile import Pass, Profile, UnitProfile
 
@@ -24,21 +25,31 @@ Calls = Counter[Call]
 """How often each operator is called."""
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a pass does, and of which unit, if it is all of that unit's forward or backward."""
+
+    calls: Calls
+    unit: Whole | None = None
+    name: str = ""
+    """Equal for units that take equally long."""
+
+
 def profile(
     model: nn.Module, units: Mapping[str, nn.Module], loss: Callable[[], Tensor], *, fused_attention: bool = False
 ) -> Profile:
-    """What `trace` finds, without the calls."""
+    """What `trace` finds, without what is to be timed."""
     return trace(model, units, loss, fused_attention=fused_attention)[0]
 
 
 def trace(
     model: nn.Module, units: Mapping[str, nn.Module], loss: Callable[[], Tensor], *, fused_attention: bool = False
-) -> tuple[Profile, tuple[Calls, ...]]:
+) -> tuple[Profile, tuple[Work, ...]]:
     """Run ``loss()`` and its backward and attribute what they cost to ``units``, by name, and the root.
 
     With a model on meta, called under `phantom`, nothing is allocated or computed. Units that are alike and get alike
     inputs are run once. Parameters that belong to no unit or to several are the root's, which comes last. The
-    gradients of the parameters are not kept. The second value has the operators that each pass of the first calls.
+    gradients of the parameters are not kept. The second value tells what each pass of the first does.
 
     ``fused_attention``: attention takes one kernel whatever its shapes, as on GPUs; else where CPUs have one.
     """
@@ -54,8 +65,8 @@ def trace(
         meter.enter(meter.root, backward=True)
         value.backward()
         meter.end()
-    passes, calls = zip(*meter.kept(), strict=True)
-    return Profile(meter.units, passes), calls
+    passes, works = zip(*meter.kept(), strict=True)
+    return Profile(meter.units, passes), works
 
 
 @dataclass(slots=True)
@@ -97,6 +108,7 @@ class _Meter(TorchDispatchMode):
         """Of the unit that computes."""
         self._entered = Storages()
         self._passes: list[_Pass] = []
+        self._wholes: dict[int, Whole | None] = {}
         self._twins = Twins(list(units.values()), lambda tensor: tensor in self._stored)
         self._hooks = [handle for index, module in enumerate(units.values()) for handle in self._hook(index, module)]
         self._hooks += [p.register_post_accumulate_grad_hook(_drop) for p in model.parameters() if p.requires_grad]
@@ -118,19 +130,32 @@ class _Meter(TorchDispatchMode):
         self.live.peak = now
         return now
 
-    def kept(self) -> Iterator[tuple[Pass, Calls]]:
+    def kept(self) -> Iterator[tuple[Pass, Work]]:
         """Passes that compute; between two units the root often does nothing."""
         turn = next(index for index, p in enumerate(self._passes) if p.backward)
         ends = {0, turn - 1, turn, len(self._passes) - 1}
         carried = 0
+        names = self._names()
         for index, p in enumerate(self._like_their_twins()):
             if p.unit != self.root or p.ops or index in ends:
                 costs = {name: getattr(p, name) for name in ("saved", "inputs", "remade", "streamed", "touched", "ops")}
                 made = Pass(p.unit, p.backward, p.flops, **costs, above=p.above + carried, net=p.net + carried)
-                yield made, p.calls
+                name = names.get(p.unit)
+                yield made, Work(p.calls, self._wholes[p.unit], name) if name else Work(p.calls)
                 carried = 0
             else:
                 carried += p.net
+
+    def _names(self) -> dict[int, str]:
+        """Of the units that can be timed as a whole: those whose forward and backward are one pass each."""
+        passes = list(self._like_their_twins())
+        times = Counter(p.unit for p in passes)
+        found = {}
+        for p in passes:
+            whole = self._wholes.get(p.unit)
+            if whole is not None and not p.backward and times[p.unit] == len((False, True)):
+                found[p.unit] = whole.name({str(call): count for call, count in p.calls.items()})
+        return found
 
     def _like_their_twins(self) -> Iterator[_Pass]:
         """A unit that wasn't run costs what the one costs that is like it."""
@@ -186,6 +211,8 @@ class _Meter(TorchDispatchMode):
     def _hook(self, index: int, module: nn.Module) -> Iterator[Any]:
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             self.enter(index, backward=False)
+            if index not in self._wholes:
+                self._wholes[index] = Whole.of(module, args, kwargs)
             self._inputs = _tensors((args, kwargs))
             for tensor in self._inputs:
                 if tensor not in self._entered:

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ciuic_dist.comm.together import together
 from ciuic_dist.estimate.calls import Clock, Untraceable
 from ciuic_dist.estimate.phantom import phantom
-from ciuic_dist.estimate.tracer import Calls, trace
-from ciuic_dist.planning.profile import Profile, extrapolate
+from ciuic_dist.estimate.tracer import Work, trace
+from ciuic_dist.planning.profile import Pass, Profile, extrapolate
 from ciuic_dist.sharding.shard import PRECISIONS, exact_parameters
 from ciuic_dist.sharding.units import UnitRule, find_units
 
@@ -52,7 +52,8 @@ def profiles(
 
     ``model`` may be on meta. Its loss is its output's ``loss``, else its output's mean. ``most``: samples that it will
     get at a time at most; from these and half of these all others are extrapolated.
-    ``clock``: times every operator that the model calls on this machine; without one, passes have no ``seconds``.
+    ``clock``: times every operator that the model calls on this machine, and units that are alike as a whole, which
+    allocates one; without a clock, passes have no ``seconds``.
 
     Raises Untraceable where the model's code raises; with a ``clock``, which makes it collective, on all ranks.
     """
@@ -72,15 +73,15 @@ def _traced(
 ) -> Profile:
     with nullcontext() if clock is None else together():
         try:
-            profile, calls = _run(model, batch, count, PRECISIONS[precision], units, fused_attention)
+            profile, works = _run(model, batch, count, PRECISIONS[precision], units, fused_attention)
         except Exception as error:
             raise Untraceable(f"{type(error).__name__}: {error}") from error
-    return profile if clock is None else _timed(profile, calls, clock)
+    return profile if clock is None else _timed(profile, works, clock)
 
 
 def _run(
     model: nn.Module, batch: Batch, count: int, dtype: torch.dtype | None, units: UnitRule, fused_attention: bool
-) -> tuple[Profile, tuple[Calls, ...]]:
+) -> tuple[Profile, tuple[Work, ...]]:
     exact = exact_parameters(model)
     specs = {spec.name: spec.module for spec in find_units(model, units) if spec.name}
     buffers = {name: _valued(buffer) for name, buffer in model.named_buffers()}
@@ -89,15 +90,21 @@ def _run(
         held = {f"model.{name}": _absent(p, None if p in exact else dtype) for name, p in model.named_parameters()}
         held |= {f"model.{name}": _absent(buffer, None) for name, buffer in buffers.items()}
         args, kwargs = tree_map(lambda value: _repeated(value, count, dtype), given(batch))
-        found: tuple[Profile, tuple[Calls, ...]] = functional_call(step, held, args, kwargs)
+        found: tuple[Profile, tuple[Work, ...]] = functional_call(step, held, args, kwargs)
     return found
 
 
-def _timed(profile: Profile, calls: Sequence[Calls], clock: Clock) -> Profile:
-    clock.measure(call for each in calls for call in each)
-    seconds = map(clock.seconds, calls)
-    passes = (replace(p, seconds=taken) for p, taken in zip(profile.passes, seconds, strict=True))
+def _timed(profile: Profile, works: Sequence[Work], clock: Clock) -> Profile:
+    wholes = {work.name: work.unit for work in works if work.unit}
+    clock.measure((call for work in works for call in work.calls), wholes)
+    passes = (replace(p, seconds=_seconds(work, p, clock)) for p, work in zip(profile.passes, works, strict=True))
     return Profile(profile.units, tuple(passes))
+
+
+def _seconds(work: Work, made: Pass, clock: Clock) -> float:
+    """At the least what its operators take, one by one; modules, views and Python around them take time too."""
+    operators = clock.seconds(work.calls)
+    return max(operators, clock.whole(work.name, backward=made.backward)) if work.unit else operators
 
 
 class _Step(nn.Module):
@@ -109,7 +116,7 @@ class _Step(nn.Module):
         self._units = units
         self._fused_attention = fused_attention
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Profile, tuple[Calls, ...]]:
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Profile, tuple[Work, ...]]:
         def loss() -> Tensor:
             return _loss(self.model(*args, **kwargs))
 
