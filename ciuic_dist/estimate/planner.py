@@ -25,6 +25,10 @@ _PLAYED = 8
 """Choices that are played for a piece of advice: what it promises is the least that there is to gain."""
 
 
+class NothingFits(BudgetError):
+    """No plan stays within the budgets."""
+
+
 def make_plan(
     name: str,
     profile_of: ProfileOf,
@@ -35,12 +39,12 @@ def make_plan(
 ) -> Plan:
     """The best plan for ``training`` on ``machine``; the ``current`` one, unless another is worth the change.
 
-    Raises BudgetError where none fits, with the least that would, ValueError for a batch that can't be divided.
+    Raises NothingFits, with the least that would, ValueError for a batch that can't be divided.
     """
     try:
         found = search(profile_of, machine, training, limits)
     except DoesNotFit as failure:
-        raise BudgetError(_refusal(name, machine, failure)) from failure
+        raise NothingFits(_refusal(name, machine, failure)) from failure
     kept = None if current is None else look(current, profile_of, machine, training)
     if kept is not None and kept.forecast.seconds <= found.forecast.seconds * (1 + _CHANGING):
         found = kept

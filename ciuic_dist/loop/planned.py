@@ -15,7 +15,7 @@ from ciuic_dist.comm.together import on_rank_zero
 from ciuic_dist.config import AUTO, Config, ConfigError
 from ciuic_dist.estimate.calls import Untraceable
 from ciuic_dist.estimate.job import plan_here
-from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.estimate.planner import NothingFits
 from ciuic_dist.planning.plan import Plan
 
 _DECISIVE = ("memory.", "engine.stage", "train.micro_batch", "train.activation_checkpointing", "train.compile")
@@ -69,12 +69,12 @@ def plans_itself(config: Config) -> bool:
 def own_plan(config: Config, model: nn.Module) -> Plan | None:
     """The best plan for these ranks; None for a model that can't be traced, which rank 0 says. Collective.
 
-    Raises ConfigError, and BudgetError where nothing fits.
+    Raises ConfigError, and BudgetError for budgets that can't be and where nothing fits.
     """
     try:
         return plan_here(config, model).plan
-    except BudgetError as error:
-        raise BudgetError(f"{error}. run.plan=null tries it all the same") from error
+    except NothingFits as error:
+        raise NothingFits(f"{error}. run.plan=null tries it all the same") from error
     except Untraceable as error:
         if rank() == 0:
             words = str(error).partition("\n")[0]

@@ -149,6 +149,15 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_budget_that_can_not_be_gets_no_advice_that_does_not_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ended = Job(tmp_path, *JOB, "run.plan=auto", "memory.device=10KX", world=1).wait()
+    assert ended.codes == [2]
+    assert ended.err[0].endswith("such as 20GiB, 500MB or 1.5TB\n")
+
+
 @pytest.fixture
 def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str) -> tuple[Plan, Plan]:
     """What this process alone plans, and what it plans again when it has seen operators: far from what it takes."""
