@@ -36,8 +36,8 @@ class Memory:
     """A budget a tier: bytes, or text such as ``"20GiB"`` or ``"500 MB"``; for NVMe ``"/folder:500GiB"``.
 
     ``device`` is what each rank may use; ``host`` and ``nvme`` are what each host gives, in equal parts to its ranks.
-    None: no limit on the device, so nothing is spilled from it; none of that tier for the other two. With the device's
-    alone nothing is spilled either, and all has to fit.
+    None: no limit on the device, so nothing is spilled from it, and the other two are for a plan to use; none of that
+    tier for these. With the device's alone nothing is spilled either, and all has to fit.
     ``activations``: "keep", "offload" or "recompute" those of all units (where a unit can be recomputed); "auto":
     whatever fits best.
     """

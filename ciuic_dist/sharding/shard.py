@@ -86,7 +86,7 @@ def shard(
     if weights is not None:
         _find_weights(model, str(weights))
     device = groups.device()
-    spill = _spill(memory)
+    spill = _spill(memory, planned=plan is not None)
     if spill is not None and device.type == "cpu":
         _check_reading(model, spill.budget)
     world = groups.world_size() if stage else 1
@@ -122,13 +122,16 @@ def shard(
     return model
 
 
-def _spill(memory: Memory | None) -> Spill | None:
+def _spill(memory: Memory | None, *, planned: bool) -> Spill | None:
     if not isinstance(memory, Memory | None):
         raise TypeError(f"memory must be a cd.Memory, such as cd.Memory(device='2GiB'), not {memory!r}")
     if memory is None:
         return None
     ranks_on_host = groups.gather_objects(groups.host_identity()).count(groups.host_identity())
     budgets = memory.resolve(ranks_on_host)
+    below = [name for name in ("host", "nvme") if getattr(memory, name) is not None]
+    if budgets.device is None and below and not planned:
+        raise BudgetError(f"memory.{below[0]} is for what a budget leaves over: give memory.device as well, or a plan")
     return None if budgets.device is None else Spill(budgets, groups.device())
 
 

@@ -187,6 +187,8 @@ class Spill:
         for shard in self._shards:
             shard.resident = self.alone
         self.homes.extend = self._extend
+        if not self.alone:
+            self._check_below(staying)
         self.check(0)
 
     def _extend(self, nbytes: int) -> bool:
@@ -282,6 +284,16 @@ class Spill:
                 f"{size_text(self._least_pages)} for pages of optimizer state and gradients, and "
                 f"{size_text(transient)} for activations and temporary values: "
                 f"raise it, use smaller micro-batches or checkpoint activations{more}"
+            )
+
+    def _check_below(self, parameters: int) -> None:
+        """All of them have a place there, for when they are changed."""
+        there = sum(tier.pool.slots for tier in self.tiers) * self.page_bytes
+        if parameters > there:
+            raise BudgetError(
+                f"memory.host and memory.nvme have {size_text(there, floor)} for this rank, and parameters alone take "
+                f"{size_text(parameters, ceil)} there: give that for each rank at least, and as much again for each "
+                f"value that the optimizer keeps"
             )
 
     @property

@@ -105,6 +105,15 @@ def test_a_full_tier_is_named_in_the_first_step(tmp_path: Path) -> None:
     assert "memory.nvme" in message
 
 
+def test_a_tier_with_too_little_room_for_parameters_is_refused_with_what_is_needed(tmp_path: Path) -> None:
+    tier = f"{tmp_path}:100KB"
+    [message] = launch(refusal, cd.Memory(device="900KB", nvme=tier), world=1)
+    found = re.search(r"have [\d.]+ KiB for this rank, and parameters alone take ([\d.]+ KiB) there", message)
+    assert found is not None
+    [message] = launch(refusal, cd.Memory(device="900KB", nvme=f"{tmp_path}:{found[1]}"), world=1)
+    assert "no tier has room" in message  # for the optimizer's state
+
+
 @pytest.mark.parametrize("device", ["100KB", "500KB"])
 def test_a_small_budget_is_refused_with_what_is_needed(device: str, tmp_path: Path) -> None:
     [message] = launch(refusal, cd.Memory(device=device, nvme=f"{tmp_path}:16MB"), world=1)

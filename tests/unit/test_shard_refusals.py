@@ -6,12 +6,14 @@ import copy
 import gc
 import pickle
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import ciuic_dist as cd
+from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.sharding.registry import sharded_of
 from tests.dist.models import Frozen, Stack
 
@@ -40,6 +42,13 @@ def test_an_unfrozen_parameter_is_named() -> None:
 def test_a_budget_that_is_none_is_refused_in_words() -> None:
     with pytest.raises(TypeError, match=r"memory must be a cd\.Memory"):
         cd.shard(Stack(), memory={"device": "1GB"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("below", ["host", "nvme"])
+def test_a_tier_below_no_budget_is_refused(below: str, tmp_path: Path) -> None:
+    memory = cd.Memory(host="1GB") if below == "host" else cd.Memory(nvme=f"{tmp_path}:1GB")
+    with pytest.raises(BudgetError, match=f"memory.{below} .*: give memory.device as well, or a plan"):
+        cd.shard(Stack(), memory=memory)
 
 
 @pytest.mark.parametrize("stage", [0, 3])
