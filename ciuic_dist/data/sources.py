@@ -58,11 +58,15 @@ def read(path: str | None, field: str) -> Iterator[bytes]:
 
 
 def _folder(root: Path, field: str) -> Iterator[bytes]:
+    others = []
     for path in _files(root):
         if path.suffix.lower() in _TABULAR or path.suffix.lower() in _TEXT or _looks_like_text(path):
             yield from _guarded(path, field)
         else:
-            _log.warning("%s is left out: it is not text", path)
+            others.append(str(path.relative_to(root)))
+    if others:
+        some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        _log.warning("%d of the files in %s are left out, since they are not text: %s", len(others), root, some)
 
 
 def _files(root: Path, without: frozenset[str] = frozenset()) -> list[Path]:

@@ -70,11 +70,14 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
 
 
 def test_a_folder_leaves_out_binary_files_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "image.png").write_bytes(b"\x89PNG\0\xff")
+    for number in range(4):
+        (tmp_path / f"image{number}.png").write_bytes(b"\x89PNG\0\xff")
     (tmp_path / "notes").write_text("text")
     with caplog.at_level(logging.WARNING):
         assert packed(tmp_path) == b"text\0"
-    assert "image.png" in caplog.text
+    (said,) = caplog.messages
+    assert said.startswith("4 of the files in ")
+    assert said.endswith(": image0.png, image1.png, image2.png, ...")
 
 
 def test_json_lines_give_a_document_a_line(tmp_path: Path) -> None:
