@@ -6,10 +6,11 @@ import ctypes
 import mmap
 import os
 from contextlib import suppress
-from functools import cache
 
 import torch
 from torch import Tensor
+
+from ciuic_dist.memory.libc import libc
 
 HUGE_PAGE = 2 << 20
 
@@ -62,20 +63,20 @@ def anonymous_file(nbytes: int) -> int:
 def show_at(address: int, nbytes: int, descriptor: int, offset: int) -> None:
     """Put what a file has from ``offset`` on at ``address``, in place of what was there. Raises OSError."""
     flags = mmap.MAP_SHARED | _MAP_FIXED | mmap.MAP_POPULATE
-    found = _libc().mmap(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, offset)
+    found = libc().mmap(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, offset)
     if found != address:
         _raise("shown")
 
 
 def hide_at(address: int, nbytes: int) -> None:
     """Make every access an error of the processor's; what is there stays. Raises OSError."""
-    if _libc().mprotect(address, nbytes, _PROT_NONE):
+    if libc().mprotect(address, nbytes, _PROT_NONE):
         _raise("hidden")
 
 
 def reveal_at(address: int, nbytes: int) -> None:
     """Undo ``hide_at``. Raises OSError."""
-    if _libc().mprotect(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE):
+    if libc().mprotect(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE):
         _raise("revealed")
 
 
@@ -85,23 +86,13 @@ def give_back(memory: Tensor, *, from_file: bool) -> None:
     Raises OSError.
     """
     advice = _MADV_REMOVE if from_file else mmap.MADV_DONTNEED
-    if _libc().madvise(memory.data_ptr(), memory.numel(), advice):
+    if libc().madvise(memory.data_ptr(), memory.numel(), advice):
         _raise("given back")
 
 
 def _raise(what: str) -> None:
     error = ctypes.get_errno()
     raise OSError(error, f"memory can't be {what}: {os.strerror(error)}")
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return libc
 
 
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0)

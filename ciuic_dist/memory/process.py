@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Final
+
+from ciuic_dist.memory.libc import libc
 
 _MUCH: Final = 16 << 20
 """Bytes. Giving back takes up to a millisecond, and a hundred where the heap has as many thousand holes."""
@@ -27,7 +27,7 @@ def return_freed_memory() -> None:
     nothing else.
     """
     with suppress(AttributeError):
-        _libc().malloc_trim(0)
+        libc().malloc_trim(0)
 
 
 class Freed:
@@ -42,8 +42,3 @@ class Freed:
         if self._nbytes >= _MUCH:
             self._nbytes = 0
             return_freed_memory()
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)

@@ -107,11 +107,7 @@ def shard(
             unit.move(UnitState.SHARDED)
     fill(model, flats, device)
     if spill is not None:
-        spill.homes.write_behind = True  # filling comes back to a shard for each of its parameters
-        for flat in flats:
-            if flat.home is not None:
-                flat.detach()
-        spill.weigh_the_rest(exchange.usage() - exchange.shared_bytes())
+        _end_filling(spill, flats, exchange)
     exchange.after_update()
     sharded = Sharded(model, made, exchange, stage=stage, spill=spill)
     sharded.compute_dtype = compute_dtype
@@ -133,6 +129,14 @@ def _spill(memory: Memory | None, *, planned: bool) -> Spill | None:
     if budgets.device is None and below and not planned:
         raise BudgetError(f"memory.{below[0]} is for what a budget leaves over: give memory.device as well, or a plan")
     return None if budgets.device is None else Spill(budgets, groups.device())
+
+
+def _end_filling(spill: Spill, flats: Sequence[Flat], exchange: Exchange) -> None:
+    spill.homes.write_behind = True  # filling comes back to a shard for each of its parameters
+    for flat in flats:
+        if flat.home is not None:
+            flat.detach()
+    spill.weigh_the_rest(exchange.usage() - exchange.shared_bytes())
 
 
 def _check(model: nn.Module, stage: int, mixed_precision: str | None) -> None:
