@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,27 +16,41 @@ from ciuic_dist.checkpoint.pages import Page
 from ciuic_dist.sharding.layout import Box, boxes
 
 
-def fill(target: Tensor, read: Callable[[Page], disk.Buffer], entry: Entry, offsets: Sequence[int]) -> None:
-    """Give ``target`` the values from ``offsets`` on in the entry's box; ``read`` gives a page's content."""
-    for page, start in pages_of(entry, offsets, target.shape):
+class Read(Protocol):
+    """Gives a page's content; ``once``: nobody else asks for it."""
+
+    def __call__(self, page: Page, *, once: bool) -> disk.Buffer: ...
+
+
+class Use(NamedTuple):
+    """Of a page whose values begin at ``start`` in an entry's box; ``whole``: of all of them."""
+
+    page: Page
+    start: int
+    whole: bool
+
+
+def fill(target: Tensor, read: Read, entry: Entry, offsets: Sequence[int]) -> None:
+    """Give ``target`` the values from ``offsets`` on in the entry's box."""
+    for page, start, whole in pages_of(entry, offsets, target.shape):
         assert entry.box is not None
-        values = torch.frombuffer(read(page), dtype=dtype_of(entry))
+        values = torch.frombuffer(read(page, once=whole), dtype=dtype_of(entry))
         for box in boxes(entry.box.sizes, start, start + len(values)):
             _copy_overlap(target, offsets, values, box)
 
 
-def pages_of(entry: Entry, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[Page, int]]:
-    """Those with values of the part of the entry's box that begins at ``offsets``, and where each begins in the box."""
+def pages_of(entry: Entry, offsets: Sequence[int], sizes: Sequence[int]) -> Iterator[Use]:
+    """Those with values of the part of the entry's box that begins at ``offsets``."""
     if entry.box is None or not prod(sizes):
         return
     itemsize, shape = dtype_of(entry).itemsize, entry.box.sizes
     first = _position(shape, offsets)
     last = _position(shape, [offset + size - 1 for offset, size in zip(offsets, sizes, strict=True)])
-    start = 0
+    start, gapless = 0, last + 1 - first == prod(sizes)
     for page in entry.pages:
         stop = start + page.raw // itemsize
         if first < stop and start <= last:
-            yield page, start
+            yield Use(page, start, gapless and first <= start and stop <= last + 1)
         start = stop
 
 

@@ -39,7 +39,8 @@ class PageFiles:
         self._coming: Iterator[tuple[Path, Page]] | None = None
         self._begun: dict[_Place, _Reading] = {}  # and not yet asked for
         self._kept: OrderedDict[_Place, tuple[memoryview, disk.Buffer]] = OrderedDict()  # with the room it is in
-        self._free: list[memoryview] = []
+        self._free: list[memoryview] = []  # the last was in use last: the processor's cache has it
+        self._used_up: _Place | None = None  # of those that are kept
 
     def expect(self, coming: Iterable[tuple[Path, Page]]) -> None:
         """What is asked for next, in that order; asking for anything else is slower, and as good."""
@@ -53,12 +54,14 @@ class PageFiles:
         """Whether more is known to come."""
         return self._coming is not None
 
-    def read(self, path: Path, page: Page, what: str) -> disk.Buffer:
-        """The content of a page of the file at ``path``, until some others are read; ``what`` it is, for errors.
+    def read(self, path: Path, page: Page, what: str, *, once: bool = False) -> disk.Buffer:
+        """The content of a page of the file at ``path``; ``what`` it is, for errors.
 
-        Raises CorruptCheckpoint where it isn't what was written.
+        It is there until some others are read or, if it is to be used ``once``, the next. Raises CorruptCheckpoint
+        where it isn't what was written.
         """
         place = (path, page.offset)
+        self._free_used_up()
         try:
             while self._coming is not None and len(self._begun.keys() - {place}) < _AHEAD:
                 self._begin_next(self._coming)
@@ -68,7 +71,14 @@ class PageFiles:
             self._coming = None  # it holds who reads, who holds this: all would stay until a garbage collection
             raise
         self._kept.move_to_end(place)
+        self._used_up = place if once else None
         return self._kept[place][1]
+
+    def _free_used_up(self) -> None:
+        if self._used_up is not None:
+            room, _ = self._kept.pop(self._used_up)
+            self._free.append(room)
+            self._used_up = None
 
     def _begin_next(self, coming: Iterator[tuple[Path, Page]]) -> None:
         for path, page in coming:

@@ -92,7 +92,7 @@ class PageReader(StorageReader):
             entry, path = self._place(item)
             read = partial(self._files.read, path, what=entry.name)
             if item.type == LoadItemType.BYTE_IO:
-                planner.load_bytes(item, io.BytesIO(b"".join(bytes(read(page)) for page in entry.pages)))
+                planner.load_bytes(item, io.BytesIO(b"".join(bytes(read(page, once=True)) for page in entry.pages)))
             else:
                 target = planner.resolve_tensor(item).detach()
                 fill(target, read, entry, item.storage_offsets)
@@ -108,7 +108,7 @@ class PageReader(StorageReader):
         if item.type == LoadItemType.BYTE_IO:
             yield from ((path, page) for page in entry.pages)
         else:
-            yield from ((path, page) for page, _ in pages_of(entry, item.storage_offsets, item.lengths))
+            yield from ((path, use.page) for use in pages_of(entry, item.storage_offsets, item.lengths))
 
     def _place(self, item: ReadItem) -> tuple[Entry, Path]:
         assert self._opened is not None

@@ -36,18 +36,20 @@ def _file(path: Path, number: int) -> list[Place]:
     return [(path, page) for page in pages]
 
 
-@given(expected=NUMBERS, asked=NUMBERS, more=NUMBERS)
+@given(expected=NUMBERS, asked=NUMBERS, more=NUMBERS, once=st.integers(1, 4))
 def test_anything_may_be_asked_for(
     places: list[list[Place]],
     expected: list[tuple[int, int]],
     asked: list[tuple[int, int]],
     more: list[tuple[int, int]],
+    once: int,
 ) -> None:
     files = PageFiles()
     for coming in (expected, more):
         files.expect(places[file][page] for file, page in coming)
-        for file, page in (*asked, *coming):
-            assert bytes(files.read(*places[file][page], "it")) == bytes((file, page))
+        for number, (file, page) in enumerate((*asked, *coming)):
+            content = files.read(*places[file][page], "it", once=number % once == 0)
+            assert bytes(content) == bytes((file, page))
 
 
 def test_the_next_two_are_on_their_way_and_none_is_read_twice(
@@ -85,7 +87,9 @@ def test_a_page_that_was_read_ahead_is_verified_when_it_is_asked_for(places: lis
     assert bytes(files.read(damaged, pages[2], "it")) == b"\0\2"
 
 
-def test_room_is_made_for_few(places: list[list[Place]], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of the rooms that are made."""
     made: list[int] = []
 
     def noted(nbytes: int) -> Tensor:
@@ -93,10 +97,23 @@ def test_room_is_made_for_few(places: list[list[Place]], monkeypatch: pytest.Mon
         return private(nbytes)
 
     monkeypatch.setattr(page_files, "private", noted)
+    return made
+
+
+def test_room_is_made_for_few(places: list[list[Place]], made: list[int]) -> None:
     files = PageFiles()
     order = [file[page] for page in range(PAGES) for file in places]
     for stop in (len(order), 1, 1, 1, len(order), 1, 1):
         files.expect(order)
-        for place in order[:stop]:
-            files.read(*place, "it")
+        for number, place in enumerate(order[:stop]):
+            files.read(*place, "it", once=number % 3 == 0)
     assert len(made) == 6 + 2  # kept, and on their way
+
+
+def test_what_is_used_once_gives_its_room_to_the_next(places: list[list[Place]], made: list[int]) -> None:
+    files = PageFiles()
+    order = [place for file in places for place in file]
+    files.expect(order)
+    for place in order:
+        files.read(*place, "it", once=True)
+    assert len(made) == 1 + 2  # in use, and on their way
