@@ -50,7 +50,7 @@ def house(spill: Spill, owner: int, *, copies_stay: bool) -> list[list[SpilledSh
 def test_all_ranks_have_the_same_room_and_the_same_residents(copies_stay: bool) -> None:
     found = []
     for owner in range(3):
-        spill = Spill(Budgets(device=13 << 20, host=1 << 20), torch.device("cpu"))
+        spill = Spill(Budgets(device=13 << 20, host=16 << 20), torch.device("cpu"))
         units = house(spill, owner, copies_stay=copies_stay)
         spill.begin(0, units)
         spill.divide(6 << 20, 0)
