@@ -27,10 +27,11 @@ _Vote = RankFiles | Exception
 
 
 class Saving:
-    """What ``cd.save(..., wait=False)`` gives: every rank has one, and calls ``wait`` before the process ends.
+    """What ``cd.save(..., wait=False)`` gives, on every rank.
 
-    The checkpoint is at its path, durable, when all ranks have written theirs, whether anyone waits or not. Until then
-    or until the next ``optimizer.step()`` is over, nothing but that may change parameters.
+    The checkpoint is at its path, durable, when all ranks have written theirs, whether anyone waits or not: a process
+    that ends well waits for it. Until then or until the next ``optimizer.step()`` is over, nothing but that may change
+    parameters.
     """
 
     def __init__(self, path: Path, sharded: Sharded, snapshot: Snapshot, writer: RankWriter, ballot: Ballot) -> None:
@@ -41,6 +42,8 @@ class Saving:
         self._ballot = ballot
         self._error: Exception | None = None
         self._abandoned = False
+        self.told = False
+        """Somebody knows how it ended."""
         self._waited = 0.0
         self._training = get_ident()
         self._thread = Thread(target=self._run, name="ciuic-saving", daemon=True)
@@ -49,6 +52,8 @@ class Saving:
         """Write from now on, on every rank."""
         self._sharded.keep(self)
         _begun.add(self)
+        atexit.unregister(_end_all)
+        atexit.register(_end_all)  # runs before what was registered earlier: the end of the group
         self._thread.start()
 
     @property
@@ -75,8 +80,16 @@ class Saving:
             self._join()
         if self._sharded.keeper is self:
             self._sharded.keep(None)
+        self.told = True
         if self._error is not None:
             raise self._error
+
+    def leave(self) -> None:
+        """Wait for no other rank any more; raises what failed, here or for that reason."""
+        self._snapshot.give_up(RuntimeError("a rank failed before it had written its part"))
+        self._ballot.leave()
+        self._join()
+        self.wait()
 
     def _join(self) -> None:
         began, written = time.monotonic(), -1
@@ -123,11 +136,17 @@ class Saving:
 _begun: WeakSet[Saving] = WeakSet()
 
 
-@atexit.register
-def _say_what_is_lost() -> None:
-    for saving in _begun:
-        if not saving.done:
-            sys.stderr.write(f"the checkpoint {saving.path} isn't there: the process ended without its wait()\n")
+def _end_all() -> None:
+    """Have no thread left: one that waits in C++ when the interpreter is gone aborts the process."""
+    failed = getattr(sys, "last_value", None) is not None  # it ends by an exception, on this rank if on no other
+    for saving in [saving for saving in _begun if not saving.told]:
+        try:
+            if failed and not saving.done:
+                saving.leave()
+            else:
+                saving.wait()
+        except Exception as error:  # noqa: BLE001 (there is nobody to raise it to)
+            sys.stderr.write(f"the checkpoint {saving.path} may not be there: {error}\n")
 
 
 def _decide(path: Path, votes: Sequence[_Vote]) -> Exception | None:

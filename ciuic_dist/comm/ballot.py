@@ -15,7 +15,7 @@ from ciuic_dist.comm.groups import rank, world_size
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _numbers = count()
-_LOOK_AGAIN: Final = timedelta(seconds=60)
+_LOOK_AGAIN: Final = timedelta(seconds=1)
 
 
 class Ballot:
@@ -27,6 +27,7 @@ class Ballot:
     def __init__(self) -> None:
         self._name = f"ciuic/ballot/{next(_numbers)}"
         self._rank, self._world = rank(), world_size()
+        self._left = False
         # A client is one thread's.
         self._store: Any = None if self._world == 1 else dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
 
@@ -34,7 +35,7 @@ class Ballot:
         """What ``decision`` makes on rank 0 of all ranks' votes, in their order; it must not raise.
 
         Waits for as long as it takes: whoever waits for the thread has a timeout. Raises RuntimeError where the store
-        is gone, with the process that has it.
+        is gone, with the process that has it, and soon after ``leave``.
         """
         if self._world == 1:
             return decision([vote])
@@ -46,13 +47,17 @@ class Ballot:
         result: _R = pickle.loads(self._await("all"))  # noqa: S301 (our own)
         return result
 
+    def leave(self) -> None:
+        """Wait for nobody any more; a vote that is cast counts."""
+        self._left = True
+
     def _take(self, other: int) -> Any:
         value = pickle.loads(self._await(other))  # noqa: S301 (our own)
         self._store.delete_key(self._key(other))
         return value
 
     def _await(self, who: int | str) -> bytes:
-        while True:
+        while not self._left:
             try:
                 self._store.wait([self._key(who)], _LOOK_AGAIN)
             except dist.DistNetworkError:
@@ -61,6 +66,7 @@ class Ballot:
                 continue
             found: bytes = self._store.get(self._key(who))
             return found
+        raise RuntimeError("this process ended before all ranks had voted")
 
     def _key(self, who: int | str) -> str:
         return f"{self._name}/{who}"

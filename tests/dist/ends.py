@@ -1,4 +1,7 @@
-"""``python ends.py destroy|return TIMES``: TIMES times two ranks that train a step and end as any script does.
+"""``python ends.py HOW TIMES``: TIMES times two ranks that train a step and end as any script does.
+
+HOW: ``destroy`` their group, or just ``return``.
+``save``: with a checkpoint in the making, in the folder ``checkpoint``; ``fail``: with an exception behind that.
 
 The ranks are forks of this process, which has imported everything, and they leave through the end of this file: what
 the interpreter does at its end, it does. Prints their exit codes.
@@ -22,11 +25,16 @@ def train_a_step(how: str) -> None:
     # one is through, they come to as the interpreter ends.
     sys.setswitchinterval(60)
     cd.init(timeout=60)
-    model = cd.shard(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
+    width = 1200 if how in ("save", "fail") else 8  # so that the checkpoint takes longer than the rest
+    model = cd.shard(nn.Sequential(nn.Linear(width, width), nn.Linear(width, width)))
     optimizer = cd.AdamW(model.parameters())
-    model(torch.ones(2, 8)).sum().backward()
+    model(torch.ones(2, width)).sum().backward()
     optimizer.step()
     cd.full_state_dict(model)
+    if how in ("save", "fail"):
+        cd.save("checkpoint", model=model, optimizer=optimizer, wait=False)
+    if how == "fail":
+        raise RuntimeError("on purpose")
     if how == "destroy":
         dist.destroy_process_group()
 
