@@ -118,10 +118,14 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What spreads the model over the ranks; ``timeout`` is in seconds. ``stage`` None: the plan's."""
+    """What spreads the model over the ranks; ``timeout`` is in seconds. ``stage`` None: the plan's.
+
+    ``group``: so many ranks shard among themselves, and each such group has a replica; None: the plan's, or all.
+    """
 
     name: Literal["paged", "fsdp2", "deepspeed"] = "paged"
     stage: int | None = None
+    group: int | None = None
     timeout: float = 300.0
 
     @property
@@ -129,8 +133,18 @@ class EngineConfig:
         """``stage``, 3 where nothing has chosen one."""
         return 3 if self.stage is None else self.stage
 
+    def check_group(self, world: int) -> None:
+        """Raise ConfigError where so many ranks can't be in such groups."""
+        group = self.group
+        _demand(group is None or world % group == 0, f"engine.group={group} doesn't divide the {world} ranks")
+        _demand(
+            group in (None, world) or (group != 1 and self.stage != 0),
+            f"engine.group={group} shards nothing at stage {self.stage}: leave it out, or make it larger",
+        )
+
     def __post_init__(self) -> None:
         _demand(self.stage in (None, *range(4)), f"engine.stage is a ZeRO stage, 0 to 3, not {self.stage}")
+        _demand(self.group is None or self.group >= 1, f"engine.group is a number of ranks, not {self.group}")
         _demand(self.timeout > 0, "engine.timeout must be a positive number of seconds")
 
 

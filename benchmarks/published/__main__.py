@@ -46,7 +46,7 @@ def judge(case: Case) -> Verdict:
     profile = _profile(case)
     world = case.machine.world
     training = Training(case.micro_batch * case.accumulation * world, case.length, clips=True)
-    limits = Limits(case.stage, case.micro_batch, Way.KEEP, case.recompute)
+    limits = Limits(case.stage, case.micro_batch, Way.KEEP, case.recompute, world)
     try:
         found = search(lambda _: profile, case.machine, training, limits).forecast
     except DoesNotFit:

@@ -1,11 +1,11 @@
 """What a rank writes of a sharded model.
 
-Each rank writes its pieces; what all hold alike (stage 0) is shared out by a rule that needs no word between them.
+Each rank writes its pieces; what several hold alike is shared out by a rule that needs no word between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -93,9 +93,8 @@ def _scalars(optimizer: PagedOptimizer, mine: set[int]) -> Iterator[tuple[str, A
                     yield f"{SCALARS}{flat.layout.slots[piece.index].name}.{key}", value
 
 
-def _written_here(flats: Iterable[Flat]) -> set[int]:
-    """The ids of those that this rank writes: its own shards, and its part of those that all ranks have whole."""
-    alike = [flat for flat in flats if flat.layout.world == 1]
-    writers = share_out([flat.layout.numel * flat.master_dtype.itemsize for flat in alike], world_size())
-    elsewhere = {id(flat) for flat, writer in zip(alike, writers, strict=True) if writer != rank()}
-    return {id(flat) for flat in flats} - elsewhere
+def _written_here(flats: Sequence[Flat]) -> set[int]:
+    """The ids of those whose shards this rank writes: what several ranks hold alike is shared out among them."""
+    shards = flats[0].layout.world
+    writers = share_out([flat.layout.numel * flat.master_dtype.itemsize for flat in flats], world_size() // shards)
+    return {id(flat) for flat, writer in zip(flats, writers, strict=True) if writer == rank() // shards}

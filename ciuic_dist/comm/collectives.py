@@ -46,30 +46,32 @@ class Flight:
 
 
 def start_gather(full: Tensor, shard: Tensor, purpose: str, group: dist.ProcessGroup | None = None) -> Flight:
-    """Fill ``full`` with every rank's ``shard``, in rank order; ``group``: all ranks', the default one where None."""
+    """Fill ``full`` with the ``shard`` of each of the ``group``'s ranks, in order; None: of all ranks."""
     if full.device.type != "cpu":
         return Flight(purpose, [_all_gather(full, shard, group=group, async_op=True)])
-    slices = full.chunk(world_size())
-    if slices[rank()].data_ptr() != shard.data_ptr():
-        slices[rank()].copy_(shard)
+    slices = full.chunk(dist.get_world_size(group))
+    own = slices[dist.get_rank(group)]
+    if own.data_ptr() != shard.data_ptr():
+        own.copy_(shard)
     raw = [part.view(torch.uint8) for part in slices]  # Gloo doesn't know every dtype
-    return Flight(purpose, [dist.broadcast(part, owner, group=group, async_op=True) for owner, part in enumerate(raw)])
+    works = [dist.broadcast(part, group=group, async_op=True, group_src=owner) for owner, part in enumerate(raw)]
+    return Flight(purpose, works)
 
 
 def start_exchange(full: Tensor, purpose: str, group: dist.ProcessGroup) -> Flight:
-    """Send slice r of ``full`` to rank r; ``buffers[0]`` of the flight holds what came, in rank order (CPU)."""
+    """Send slice r of ``full`` to the group's rank r; the flight's ``buffers[0]`` has what came, in order (CPU)."""
     received = torch.empty_like(full)
     return Flight(purpose, [dist.all_to_all_single(received, full, group=group, async_op=True)], [received, full])
 
 
 def start_reduce_scatter(full: Tensor, purpose: str, group: dist.ProcessGroup) -> Flight:
-    """Sum slice r of all ranks' ``full`` on rank r; ``buffers[0]`` of the flight holds it (GPU)."""
-    summed = torch.empty(full.numel() // world_size(), dtype=full.dtype, device=full.device)
+    """Sum slice r of the ranks' ``full`` on the group's rank r; ``buffers[0]`` of the flight holds it (GPU)."""
+    summed = torch.empty(full.numel() // dist.get_world_size(group), dtype=full.dtype, device=full.device)
     return Flight(purpose, [_reduce_scatter(summed, full, group=group, async_op=True)], [summed, full])
 
 
 def start_all_reduce(full: Tensor, purpose: str, group: dist.ProcessGroup) -> Flight:
-    """Sum all ranks' ``full`` in place."""
+    """Sum the ranks' ``full`` in place."""
     return Flight(purpose, [dist.all_reduce(full, group=group, async_op=True)], [full])
 
 

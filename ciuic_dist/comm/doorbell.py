@@ -47,9 +47,13 @@ class Doorbell:
     rung, and 1 + how many signals it has heard if it sleeps, else 0.
     """
 
-    def __init__(self, rank: int, sockets: dict[int, socket.socket], timeout: float) -> None:
-        """Takes over ``sockets``, one connected to each peer, and closes them at its end; ``timeout`` in seconds."""
+    def __init__(self, rank: int, sockets: dict[int, socket.socket], timeout: float, *, first: int = 0) -> None:
+        """Takes over ``sockets``, one connected to each peer, and closes them at its end; ``timeout`` in seconds.
+
+        Ranks are counted from the world's rank ``first``.
+        """
         self._rank = rank
+        self._first = first
         self._sockets = sockets
         self._timeout = timeout
         self.attend: Callable[[], bool] = lambda: False
@@ -76,7 +80,7 @@ class Doorbell:
             except (BrokenPipeError, ConnectionResetError):
                 pass  # a dead peer is wait's to report
             except BlockingIOError:  # no rank gets that far ahead of one that takes part
-                raise PeerLost(f"rank {peer} doesn't take the signals of rank {self._rank} any more") from None
+                raise PeerLost(f"{self._name(peer)} doesn't take the signals of {self._name()} any more") from None
         return self._rung[bell]
 
     def wait(self, bell: Bell, count: int, purpose: str) -> None:
@@ -104,15 +108,35 @@ class Doorbell:
         while awaited := late():
             for peer in awaited:
                 if peer in self._lost:
-                    raise PeerLost(f"rank {peer} ended ({self._lost[peer]}) while rank {self._rank} waited {purpose}")
+                    raise PeerLost(
+                        f"{self._name(peer)} ended ({self._lost[peer]}) while {self._name()} waited {purpose}"
+                    )
             left = deadline - time.monotonic()
             if left <= 0:
                 raise PeerLost(
-                    f"rank {self._rank} waited {self._timeout:g} s {purpose}; rank {awaited[0]} has not come: "
+                    f"{self._name()} waited {self._timeout:g} s {purpose}; {self._name(awaited[0])} has not come: "
                     f"{state(awaited[0])}"
                 )
             self._sleep(min(left, _SOON if busy else _NOW_AND_THEN), busy=busy)
             busy = self.attend()
+
+    def attend_until(self, done: Callable[[], bool]) -> None:
+        """Do this rank's part for the others until something is ``done`` of which no signal tells.
+
+        Returns after the timeout, too. Raises PeerLost if a peer ends before.
+        """
+        deadline = time.monotonic() + self._timeout
+        heard, busy = -1, False
+        while not done() and time.monotonic() < deadline:
+            if busy or self.heard > heard:  # each look may ring, and those who compute take no signals
+                heard = self.heard
+                busy = self.attend()
+            for peer, how in self._lost.items():
+                raise PeerLost(f"{self._name(peer)} ended ({how}) while {self._name()} waited for other groups")
+            self._sleep(_SOON, busy=True)
+
+    def _name(self, peer: int | None = None) -> str:
+        return f"rank {self._first + (self._rank if peer is None else peer)}"
 
     def _sleep(self, seconds: float, *, busy: bool) -> None:
         self.pulse[RESTS] = 0 if busy else 1 + self.heard
@@ -135,7 +159,7 @@ class Doorbell:
     def _check_open(self) -> None:
         if not self._hang_up.alive:
             raise RuntimeError(
-                f"rank {self._rank} has closed this model's connections to the other ranks, or inherited the model "
+                f"{self._name()} has closed this model's connections to the other ranks, or inherited the model "
                 f"through a fork: only the process that called cd.shard can use it, and not after closing it"
             )
 
@@ -178,9 +202,10 @@ os.register_at_fork(after_in_child=_close_in_child)
 class Rendezvous:
     """Connects the ranks of one host with each other over Unix sockets in a private folder."""
 
-    def __init__(self, rank: int, timeout: float) -> None:
-        """Raises OSError where the folder or the socket can't be made."""
+    def __init__(self, rank: int, timeout: float, *, first: int = 0) -> None:
+        """Ranks are counted from the world's rank ``first``. Raises OSError where there can be no folder or socket."""
         self._rank = rank
+        self._first = first
         self._timeout = timeout
         # A socket's path has room for some 100 characters, less than a scheduler's TMPDIR may take.
         crowded = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER
@@ -211,8 +236,9 @@ class Rendezvous:
                 end.settimeout(self._timeout)
                 sockets[int.from_bytes(end.recv(4, socket.MSG_WAITALL), "little")] = end
         except TimeoutError:
-            missing = sorted(set(addresses) - set(sockets) - {self._rank})
-            raise PeerLost(f"rank {self._rank} waited {self._timeout:g} s for ranks {missing} to connect") from None
+            missing = [self._first + peer for peer in sorted(set(addresses) - set(sockets) - {self._rank})]
+            name = f"rank {self._first + self._rank}"
+            raise PeerLost(f"{name} waited {self._timeout:g} s for ranks {missing} to connect") from None
         return sockets
 
     def close(self) -> None:

@@ -16,7 +16,8 @@ from math import ceil, floor
 from torch import Tensor
 
 from ciuic_dist.comm.doorbell import Doorbell, Rendezvous, receive_descriptor, send_descriptor
-from ciuic_dist.comm.groups import gather_objects, rank, timeout_seconds, world_size
+from ciuic_dist.comm.groups import gather_objects, timeout_seconds
+from ciuic_dist.comm.mesh import Mesh
 from ciuic_dist.comm.room import available
 from ciuic_dist.memory.mapping import anonymous_file, shared
 from ciuic_dist.monitor.units import size_text
@@ -35,25 +36,25 @@ class SharedPool:
 
 
 def open_pool(
-    common_bytes: int, mailbox_bytes: int, frames: int | None = None, in_frames: int = 0
+    mesh: Mesh, common_bytes: int, mailbox_bytes: int, frames: int | None = None, in_frames: int = 0, *, pools: int = 1
 ) -> SharedPool | OSError:
-    """Map the pool on all ranks of this world, which must be on one host; collective.
+    """Map a pool on the ranks of each of the mesh's groups, which must be on one host each; collective over all.
 
     ``frames``: the file, if there is one, in which this rank's parameters come and go; ``in_frames``: bytes of all
-    ranks' that are there at a time.
+    ranks' that are there at a time. ``pools``: so many groups of this host map one each.
 
     Returns the first rank's error, on every rank, where the memory or a socket can't be had.
     """
-    me, world = rank(), world_size()
+    me = mesh.place
     address, failure = "", None
     own: list[int] = []
     with ExitStack() as stack:
         try:
-            _check_room(common_bytes + world * mailbox_bytes + in_frames)
+            _check_room(pools * (common_bytes + mesh.size * mailbox_bytes + in_frames))
             for size in [mailbox_bytes] + ([common_bytes] if me == 0 else []):
                 own.append(anonymous_file(size))
                 stack.callback(os.close, own[-1])
-            rendezvous = stack.enter_context(closing(Rendezvous(me, timeout_seconds())))
+            rendezvous = stack.enter_context(closing(Rendezvous(me, timeout_seconds(), first=mesh.first)))
             address = rendezvous.address
         except OSError as error:
             failure = str(error)
@@ -61,8 +62,9 @@ def open_pool(
         failed = next((text for _, text in answers if text is not None), None)
         if failed is not None:
             return OSError(failed)
-        sockets = rendezvous.connect({peer: door for peer, (door, _) in enumerate(answers)})
-        return _map_all(me, sockets, own, frames, common_bytes, mailbox_bytes)
+        peers = answers[mesh.first : mesh.first + mesh.size]
+        sockets = rendezvous.connect({peer: door for peer, (door, _) in enumerate(peers)})
+        return _map_all(mesh, sockets, own, frames, common_bytes, mailbox_bytes)
 
 
 def _check_room(size: int) -> None:
@@ -81,7 +83,7 @@ def _close_all(descriptors: Sequence[int]) -> None:
 
 
 def _map_all(
-    me: int,
+    mesh: Mesh,
     sockets: dict[int, socket.socket],
     own: list[int],
     frames: int | None,
@@ -93,16 +95,17 @@ def _map_all(
             send_descriptor(end, descriptor)
     mailboxes: list[Tensor] = []
     files: list[int] = []
-    for owner in range(len(sockets) + 1):
+    for owner in range(mesh.size):
         sizes = [mailbox_bytes] + ([common_bytes] if owner == 0 else [])
         mapped = []
         for position, size in enumerate(sizes):
-            descriptor = os.dup(own[position]) if owner == me else receive_descriptor(sockets[owner])
+            descriptor = os.dup(own[position]) if owner == mesh.place else receive_descriptor(sockets[owner])
             mapped.append(shared(descriptor, size))
             os.close(descriptor)
         mailboxes.append(mapped[0])
         if owner == 0:
             common = mapped[1]
         if frames is not None:
-            files.append(os.dup(frames) if owner == me else receive_descriptor(sockets[owner]))
-    return SharedPool(common, mailboxes, files, Doorbell(me, sockets, timeout_seconds()))
+            files.append(os.dup(frames) if owner == mesh.place else receive_descriptor(sockets[owner]))
+    doorbell = Doorbell(mesh.place, sockets, timeout_seconds(), first=mesh.first)
+    return SharedPool(common, mailboxes, files, doorbell)

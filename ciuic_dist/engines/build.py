@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from ciuic_dist.comm.groups import world_size
 from ciuic_dist.config import ConfigError, EngineConfig, MemoryConfig, OptimizerConfig, TrainConfig
 from ciuic_dist.engines.base import Engine
 from ciuic_dist.planning.plan import Plan
@@ -32,6 +33,7 @@ def build(
 
     Raises ConfigError where the model or the engine cannot do what the settings ask.
     """
+    config.check_group(world_size())
     options: dict[str, Any] = {}
     if plan is not None:
         if config.name != "paged":

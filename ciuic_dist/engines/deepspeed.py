@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ciuic_dist.checkpoint.partitioned import load_partitioned, save_partitioned
 from ciuic_dist.comm.groups import world_size
+from ciuic_dist.comm.mesh import Mesh
 from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
 from ciuic_dist.engines.adapter import Adapter, adamw, need_group
 from ciuic_dist.engines.base import Batch
@@ -28,6 +29,8 @@ class DeepSpeedEngine(Adapter):
     ) -> None:
         deepspeed = _import()
         need_group()
+        if Mesh(engine.group).replicas > 1:
+            raise ConfigError(f"engine=deepspeed shards over all ranks here: leave engine.group={engine.group} out")
         self._compress = bool(train.compress_checkpoints)
         materialize(model)
         if engine.zero_stage == 3:

@@ -12,7 +12,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ciuic_dist.checkpoint.torch_sharded import load_torch_sharded, save_torch_sharded
-from ciuic_dist.comm.groups import device, world_size
+from ciuic_dist.comm.groups import device
+from ciuic_dist.comm.mesh import Mesh
 from ciuic_dist.config import ConfigError, EngineConfig, OptimizerConfig, TrainConfig
 from ciuic_dist.engines.adapter import Adapter, adamw, need_group
 from ciuic_dist.engines.base import Batch
@@ -33,7 +34,8 @@ class FSDP2Engine(Adapter):
         need_group()
         self._compress = bool(train.compress_checkpoints)
         self.model = materialize(model)
-        self._sharded = _shard(self.model, reshard=engine.stage == 3, bf16=train.precision == "bf16")
+        mesh = Mesh(engine.group)
+        self._sharded = _shard(self.model, mesh, reshard=engine.stage == 3, bf16=train.precision == "bf16")
         self.optimizer = adamw(self.model, optimizer)
 
     def forward_backward(self, batch: Batch, *, accumulation: int, last: bool) -> Tensor:
@@ -62,8 +64,9 @@ class FSDP2Engine(Adapter):
         return load_torch_sharded(path, self.model, self.optimizer)
 
 
-def _shard(model: nn.Module, *, reshard: bool, bf16: bool) -> FSDPModule:
-    mesh = init_device_mesh(device().type, (world_size(),))
+def _shard(model: nn.Module, groups: Mesh, *, reshard: bool, bf16: bool) -> FSDPModule:
+    sizes = (groups.size,) if groups.replicas == 1 else (groups.replicas, groups.size)
+    mesh = init_device_mesh(device().type, sizes, mesh_dim_names=("replicate", "shard")[-len(sizes) :])
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
     for module in [*(unit.module for unit in find_units(model) if unit.name), model]:
         fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)

@@ -42,7 +42,14 @@ class PagedEngine(Evaluates):
         self._compress = bool(train.compress_checkpoints)
         precision = "bf16" if train.precision == "bf16" else None
         budget = None if memory is None else Memory(memory.device, memory.host, memory.nvme, memory.activations)
-        self.model = shard(model, stage=engine.zero_stage, memory=budget, mixed_precision=precision, plan=plan)
+        self.model = shard(
+            model,
+            stage=engine.zero_stage,
+            memory=budget,
+            mixed_precision=precision,
+            plan=plan,
+            group=engine.group,
+        )
         self.optimizer = AdamW(
             self.model.parameters(),
             lr=optimizer.lr,

@@ -121,12 +121,14 @@ def _limits(config: Config, model: nn.Module, machine: Machine) -> Limits:
             raise ConfigError(f"memory.activations={way} needs host memory or NVMe, of which {machine.name} gives none")
         if train.activation_checkpointing:
             raise ConfigError(f"memory.activations={way} and train.activation_checkpointing=true exclude each other")
+    config.engine.check_group(machine.world)
     able = getattr(model, "supports_gradient_checkpointing", False)
     if train.activation_checkpointing and not able:
         name = type(model).__name__
         raise ConfigError(f"{name} cannot recompute its activations: set train.activation_checkpointing=false")
     return Limits(
         stage=config.engine.stage,
+        group=config.engine.group,
         micro_batch=train.micro_batch,
         way=None if way == "auto" else Way(way),
         recompute=train.activation_checkpointing if able else False,

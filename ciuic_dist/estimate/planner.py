@@ -66,6 +66,7 @@ def make_plan(
         residency=_residency(forecast, machine),
         predicted=_prediction(found, in_memory_seconds(profile_of, machine, training, limits), training),
         advice=tuple(_advice(profile_of, machine, training, limits, forecast.seconds)),
+        group=choice.group,
     )
 
 

@@ -18,7 +18,14 @@ from ciuic_dist.estimate.job import plan_here
 from ciuic_dist.estimate.planner import NothingFits
 from ciuic_dist.planning.plan import Plan
 
-_DECISIVE = ("memory.", "engine.stage", "train.micro_batch", "train.activation_checkpointing", "train.compile")
+_DECISIVE = (
+    "memory.",
+    "engine.stage",
+    "engine.group",
+    "train.micro_batch",
+    "train.activation_checkpointing",
+    "train.compile",
+)
 """How keys begin that a plan is made under, beside those it can be compared with."""
 
 
@@ -88,7 +95,7 @@ def follow(config: Config, plan: Plan | None) -> Config:
         return config
     return replace(
         config,
-        engine=replace(config.engine, stage=plan.stage),
+        engine=replace(config.engine, stage=plan.stage, group=plan.group),
         train=replace(config.train, micro_batch=plan.micro_batch, activation_checkpointing=plan.recompute),
     )
 
@@ -104,6 +111,7 @@ def _differences(plan: Plan, config: Config) -> Iterator[tuple[str, Any, Any]]:
         ("optimizer.state_dtype", asked.state_dtype, config.optimizer.state_dtype),
         ("train.clip", "not null" if asked.clips else "null", "not null" if train.clip is not None else "null"),
         ("engine.stage", plan.stage, config.engine.stage),
+        ("engine.group", plan.group or world_size(), config.engine.group),
         ("train.micro_batch", plan.micro_batch, train.micro_batch),
         ("train.activation_checkpointing", plan.recompute, train.activation_checkpointing),
     ):

@@ -191,9 +191,10 @@ def _resume(engine: Engine, folder: RunFolder, newest: int) -> int:
 def _header(config: Config, corpus: data.Corpus, model: nn.Module) -> str:
     """What is about to be trained, where and on what."""
     world, engine, length = groups.world_size(), config.engine, config.data.sequence_length
+    grouped = "" if engine.group in (None, world) else f" in groups of {engine.group}"
     return (
         f"{config.model_name}: {sum(parameter.numel() for parameter in model.parameters()):,} parameters, "
-        f"{world} rank{'s' if world > 1 else ''}, engine {engine.name} at stage {engine.zero_stage}, "
+        f"{world} rank{'s' if world > 1 else ''}, engine {engine.name} at stage {engine.zero_stage}{grouped}, "
         f"{len(corpus.train) * length:,} tokens of {describe(config.data.path)} and "
         f"{len(corpus.validation) * length:,} to validate"
     )

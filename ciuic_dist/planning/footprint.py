@@ -62,7 +62,7 @@ def footprint(profile: Profile, training: Training, choice: Choice, machine: Mac
     """What ``choice`` takes of each device, under a budget or not; ``profile`` is of one micro-batch."""
     sizes = [unit.parameters for unit in profile.units]
     root, largest, total = sizes[-1], max(sizes[:-1], default=0), sum(sizes)
-    ranks = machine.world if choice.stage else 1
+    ranks = choice.shards(machine.world)
     owners = holders(choice, machine)
     kept = profile.units[-1].trained if spills and consumes(training, choice, machine) else profile.trained
     page = page_bytes(machine.memory, LARGEST_ON_HOSTS if machine.shared else LARGEST_ON_ACCELERATORS)
@@ -90,7 +90,7 @@ def consumes(training: Training, choice: Choice, machine: Machine) -> bool:
 def holders(choice: Choice, machine: Machine) -> int:
     """Ranks that each have a part of a unit's parameters; those of one host share what they have in full."""
     least = 1 if machine.shared else 3
-    return machine.world if choice.stage >= least else 1
+    return choice.shards(machine.world) if choice.stage >= least else 1
 
 
 def _full(sizes: list[int], choice: Choice, machine: Machine) -> int:
@@ -107,12 +107,13 @@ def _landing(profile: Profile, training: Training, choice: Choice, machine: Mach
     if machine.world == 1:
         return root * (training.gradient if spills else training.weight)
     waits = choice.stage < 2 and choice.accumulation > 1  # for the last micro-batch's
+    summing = 0 if choice.group is None else 2 * max(largest, root) // choice.group * training.gradient
     if machine.shared:  # beside those, a mailbox
         mailbox = min(MAILBOX_SLOTS * largest + root, total) if choice.stage >= 2 or spills else total
-        return total * training.gradient * waits + mailbox * training.weight
+        return total * training.gradient * waits + mailbox * training.weight + summing
     if choice.stage < 2 and (waits or not spills):  # what was made once is kept
-        return total * training.gradient
-    return min((1 + REDUCTIONS_IN_FLIGHT) * largest + root, total) * training.gradient
+        return total * training.gradient + summing
+    return min((1 + REDUCTIONS_IN_FLIGHT) * largest + root, total) * training.gradient + summing
 
 
 def _staying(sizes: list[int], choice: Choice) -> list[int]:

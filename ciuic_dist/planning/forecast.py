@@ -188,6 +188,8 @@ def _resources(
     played: Lanes, machine: Machine, spilled: Spilled, up: float, down: float, handling: float
 ) -> dict[str, float]:
     found = {"computation": played.computing + handling, "links between devices": played.sending}
+    if played.adding:
+        found["links between groups"] = played.adding
     if not spilled.total:
         return found
     drives = max(0, spilled.total - machine.node_host) / spilled.total

@@ -34,6 +34,8 @@ class Lanes:
     updating: float
     sending: float
     """Seconds in which collectives are under way."""
+    adding: float
+    """The same of those that add up over groups and run beside the others."""
     sent: float
     """Bytes that a rank gets in collectives."""
     micro_batches: tuple[tuple[Stretch, ...], ...]
@@ -47,28 +49,31 @@ class _Work:
     gather: int
     """Bytes to be gathered before, reduced after."""
     reduce: int
+    last: bool
+    """Other groups' gradients are added to what was reduced."""
 
 
 def lanes(profile: Profile, machine: Machine, training: Training, choice: Choice) -> Lanes:
     """Play a step. A unit is gathered while the one before it computes; gradients are reduced behind the backward."""
     update = update_seconds(profile, machine, training, choice)
-    first = _Player(machine)
+    first = _Player(machine, choice)
     first.play(_works(profile, machine, training, choice, number=0))
     players = [first]
     seconds, computing, sending, sent = first.now, first.computing, first.sending, first.sent
     if choice.accumulation > 1:
-        last = _Player(machine)
+        last = _Player(machine, choice)
         last.play(_works(profile, machine, training, choice, number=choice.accumulation - 1))
         players.append(last)
-        middle = _Player(machine)
+        middle = _Player(machine, choice)
         middle.play(_works(profile, machine, training, choice, number=choice.accumulation - 1, last=False))
         many = choice.accumulation - 2
         seconds += last.now + many * middle.now
         computing += last.computing + many * middle.computing
         sending += last.sending + many * middle.sending
         sent += last.sent + many * middle.sent
+    adding = sum(player.adding for player in players)
     stretches = tuple(tuple(player.stretches) for player in players)
-    return Lanes(seconds + update, computing + update, update, sending, sent, stretches)
+    return Lanes(seconds + update, computing + update, update, sending, adding, sent, stretches)
 
 
 def update_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> float:
@@ -77,7 +82,7 @@ def update_seconds(profile: Profile, machine: Machine, training: Training, choic
     Clipping reads these before that for their norm, then reads and writes them.
     """
     touched = 2 * training.state + 2 * training.weight + training.gradient
-    own = profile.trained / (machine.world if choice.stage else 1)
+    own = profile.trained / choice.shards(machine.world)
     update = own / machine.update if machine.update else own * touched / machine.bandwidth
     return update + training.clips * 3 * own * training.gradient / machine.bandwidth
 
@@ -120,6 +125,7 @@ def _works(
             seconds + copied / machine.bandwidth,
             sizes[p.unit] if gathers else 0,
             _reduced(gradients[p.unit], machine, choice) if reduces else 0,
+            last,
         )
 
 
@@ -127,33 +133,40 @@ def _reduced(nbytes: int, machine: Machine, choice: Choice) -> int:
     """Bytes of a rank that are sent, or on a shared machine read and written: of all ranks' mailboxes, its part."""
     if not machine.shared:
         return nbytes * (1 if choice.stage else 2)
-    moved = nbytes * (machine.world + 1)
-    return moved // machine.world if choice.stage else moved
+    shards = choice.shards(machine.world)
+    moved = nbytes * ((choice.group or machine.world) + 1)
+    return moved // shards
 
 
 class _Player:
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, choice: Choice) -> None:
         self._machine = machine
+        self._ranks = choice.group or machine.world
+        self._apart = machine.devices // 2 < self._ranks <= machine.devices
+        """A group is a node: it gathers by other links than those over which groups add up."""
         self.now = 0.0
         self.computing = 0.0
         self.sending = 0.0
+        self.adding = 0.0
         self.sent = 0.0
         self.stretches: list[Stretch] = []
         self._link = 0.0
         """When collectives that were begun are over."""
+        self._sums = 0.0
+        """When those over groups are."""
 
     def play(self, works: Iterable[_Work]) -> None:
         """One after the other; the collectives are through at the end as well."""
         left = list(works)
-        coming = self._send(left[0].gather, self.now)
+        coming = self._gather(left[0].gather, self.now)
         for work, following in zip_longest(left, left[1:]):
             gather = coming
             start = max(self.now, gather[1] if gather else 0.0)
-            coming = self._send(following.gather, start) if following else None  # before what this pass reduces
+            coming = self._gather(following.gather, start) if following else None  # before what this pass reduces
             self.now = start + work.seconds
             self.computing += work.seconds
             self._reduce(work, start, gather)
-        self.now = max(self.now, self._link)
+        self.now = max(self.now, self._link, self._sums)
 
     def _reduce(self, work: _Work, start: float, gather: tuple[float, float] | None) -> None:
         end = self.now
@@ -161,15 +174,33 @@ class _Player:
             seconds = work.reduce / self._machine.bandwidth
             self.now += seconds
             self.computing += seconds
-        reduce = self._send(work.reduce, end)
+        reduce = self._gather(work.reduce, end)
+        if reduce is not None and work.last:
+            reduce = self._add_replicas(work.reduce, reduce)
         self.stretches.append(Stretch(work.name, start, self.now, gather, reduce))
 
-    def _send(self, nbytes: int, ready: float) -> tuple[float, float] | None:
-        seconds = self._machine.gather_seconds(nbytes, self._machine.world) if nbytes else 0.0
+    def _gather(self, nbytes: int, ready: float) -> tuple[float, float] | None:
+        """Or reduce, as which it takes as long."""
+        seconds = self._machine.gather_seconds(nbytes, self._ranks) if nbytes else 0.0
         if not seconds:
             return None
         start = max(self._link, ready)
         self._link = start + seconds
         self.sending += seconds
-        self.sent += nbytes * (self._machine.world - 1) / self._machine.world
+        self.sent += nbytes * (self._ranks - 1) / self._ranks
         return start, self._link
+
+    def _add_replicas(self, nbytes: int, reduced: tuple[float, float]) -> tuple[float, float]:
+        replicas = self._machine.world // self._ranks
+        if replicas == 1:
+            return reduced
+        shard = nbytes / self._ranks
+        seconds = self._machine.replica_seconds(shard, self._ranks)
+        self.sent += 2 * shard * (replicas - 1) / replicas
+        if not self._apart:
+            self._link += seconds
+            self.sending += seconds
+            return reduced[0], self._link
+        self._sums = max(self._sums, reduced[1]) + seconds
+        self.adding += seconds
+        return reduced[0], self._sums

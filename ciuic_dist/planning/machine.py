@@ -77,13 +77,24 @@ class Machine:
         products = max(p.flops / (self.bf16 if precision == "bf16" else self.fp32), p.streamed / self.bandwidth)
         return max(products + p.touched / self.bandwidth, p.ops * self.launch)
 
-    def gather_seconds(self, nbytes: float, world: int) -> float:
-        """Of an all-gather after which each of ``world`` ranks has ``nbytes``, or a reduce-scatter of as many.
+    def gather_seconds(self, nbytes: float, ranks: int) -> float:
+        """Of an all-gather after which each of so many neighbours has ``nbytes``, or a reduce-scatter of as many.
 
         Within a node all but a rank's own part comes from its peers; what comes from other nodes comes once.
         """
-        if world == 1 or self.shared:
+        if ranks == 1 or self.shared:
             return 0.0
-        inside = nbytes * (world - 1) / world / self.peers if self.devices > 1 else 0.0
-        across = nbytes * (self.nodes - 1) / self.nodes / self.network if self.nodes > 1 else 0.0
+        nodes = -(-ranks // self.devices)
+        inside = nbytes * (ranks - 1) / ranks / self.peers if self.devices > 1 else 0.0
+        across = nbytes * (nodes - 1) / nodes / self.network if nodes > 1 else 0.0
         return self.latency + max(inside, across)
+
+    def replica_seconds(self, nbytes: float, group: int) -> float:
+        """Of adding up shards of ``nbytes`` over all groups of so many neighbours, first within nodes, all at once."""
+        if group == self.world:
+            return 0.0
+        here = max(1, self.devices // group)
+        nodes = self.world // group // here
+        inside = 2 * nbytes * (here - 1) / here / self.peers if here > 1 else 0.0
+        across = 2 * nbytes * (nodes - 1) / nodes * (self.devices // here) / self.network if nodes > 1 else 0.0
+        return self.latency + inside + across

@@ -86,6 +86,8 @@ class Plan:
     """Bytes of one rank, by kind and tier."""
     predicted: Prediction
     advice: tuple[Advice, ...] = ()
+    group: int | None = None
+    """So many ranks shard among themselves, and each such group has a replica; None: all ranks are one."""
 
     def __str__(self) -> str:
         """All of it in words, over several lines."""
@@ -120,7 +122,7 @@ class Plan:
         ways = tuple(unit.activations for unit in self.units[:-1])
         below = not self.recompute and any(way is not Way.KEEP for way in ways)
         gathered = sum(unit.gathered for unit in self.units[:-1]) if self.stage == 3 else 0
-        return Choice(self.stage, self.micro_batch, self.accumulation, ways, below, gathered)
+        return Choice(self.stage, self.micro_batch, self.accumulation, ways, below, gathered, self.group)
 
     @property
     def way(self) -> tuple[Choice, bool]:
@@ -130,4 +132,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """Equal for equal plans: what ranks agree on."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+        fields = asdict(self)
+        if self.group is None:  # as plans were that knew no groups
+            del fields["group"]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]

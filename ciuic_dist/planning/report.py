@@ -26,6 +26,9 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield ""
     yield "plan"
     yield f"  stage              {plan.stage}{_stage(plan)}"
+    if plan.group is not None:
+        replicas = plan.machine.world // plan.group
+        yield f"  groups             of {plan.group} ranks, each with one of {replicas} replicas"
     yield f"  micro-batch        {plan.micro_batch}, {plan.accumulation} a step on each rank"
     yield f"  activations        {_activations(plan)}"
     if plan.stage == 3 and plan.machine.world > 1:

@@ -33,6 +33,7 @@ class Limits:
     micro_batch: int | None = None
     way: Way | None = None
     recompute: bool | None = None
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,11 @@ def choices(profile_of: ProfileOf, machine: Machine, training: Training, limits:
         profile = profile_of(micro_batch)
         for stage in stages if limits.stage is None else (limits.stage,):
             for ways, below in _activations(profile, machine, limits):
-                plain = Choice(stage, micro_batch, each // micro_batch, ways, below)
-                yield plain
-                if stage == 3 and machine.world > 1 and not machine.shared and not below:
-                    yield from _gathered(plain, profile.root)
+                for group in _groups(machine, stage, limits):
+                    plain = Choice(stage, micro_batch, each // micro_batch, ways, below, group=group)
+                    yield plain
+                    if stage == 3 and machine.world > 1 and not machine.shared and not below:
+                        yield from _gathered(plain, profile.root)
 
 
 def _activations(profile: Profile, machine: Machine, limits: Limits) -> Iterator[tuple[tuple[Way, ...], bool]]:
@@ -132,6 +134,17 @@ def _activations(profile: Profile, machine: Machine, limits: Limits) -> Iterator
     for kept in sorted({round(units * share) for share in shares} - {units}):
         for way in (Way.OFFLOAD, Way.RECOMPUTE) if limits.way is None else (limits.way,):
             yield (way,) * (units - kept) + (Way.KEEP,) * kept, True
+
+
+def _groups(machine: Machine, stage: int, limits: Limits) -> Iterator[int | None]:
+    """All ranks together, or groups of whole nodes: within a node there is nothing to be spared."""
+    if limits.group is not None:
+        if stage or limits.group == machine.world:
+            yield limits.group if limits.group != machine.world else None
+        return
+    yield None
+    if stage and machine.devices > 1 and not machine.shared:
+        yield from (machine.devices * nodes for nodes in range(1, machine.nodes) if machine.nodes % nodes == 0)
 
 
 def _gathered(choice: Choice, units: int) -> Iterator[Choice]:

@@ -92,7 +92,7 @@ def _trace(
     profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast, count: int
 ) -> Trace:
     """A rank's part, with ``count`` micro-batches. Waiting for collectives and handling transfers stretch it evenly."""
-    ranks = machine.world if choice.stage else 1
+    ranks = choice.shards(machine.world)
     units = tuple(UnitProfile(unit.name, -(-unit.parameters // ranks), unit.frozen // ranks) for unit in profile.units)
     seconds = list(pass_seconds(profile, machine, training, choice))
     taken = expected.unspilled + expected.handling - expected.updating

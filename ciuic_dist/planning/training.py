@@ -58,6 +58,12 @@ class Choice:
     """Activations that aren't kept lie in a lower tier; else what they are recomputed from stays on the device."""
     gathered: int = 0
     """At stage 3: so many of the last units stay full from their forward to the update."""
+    group: int | None = None
+    """So many ranks shard among themselves, and each such group has a replica; None: all ranks are one."""
+
+    def shards(self, world: int) -> int:
+        """In how many parts what is sharded is."""
+        return (self.group or world) if self.stage else 1
 
     def way(self, unit: int) -> Way:
         """What becomes of the activations of one unit; the root, which is the last, keeps its own."""

@@ -18,16 +18,18 @@ def clip_grad_norm_(
     """Scale the gradients so that their norm over all ranks is at most ``max_norm``.
 
     Returns the norm before, 0-dim, as ``torch.nn.utils.clip_grad_norm_`` does for a model that isn't sharded.
-    Raises RuntimeError on a norm that isn't finite if ``error_if_nonfinite``.
+    Raises RuntimeError on a norm that isn't finite if ``error_if_nonfinite``, and before the last backward of a step.
     """
     sharded = sharded_of(model)
     if sharded.updating:
         raise RuntimeError("with in_backward=True gradients are used up in the backward: make the optimizer without it")
+    sharded.refuse_unreduced()
     largest = norm_type == float("inf")
     sums = [power_sum for flat in sharded.flats for power_sum in flat.power_sums(norm_type)]
     own = torch.stack([*sums, torch.zeros((), dtype=torch.float64, device=groups.device())]).cpu()
     total = own.max() if largest else own.sum()
     if sharded.stage > 0:
+        total = total if sharded.mesh.replica == 0 else torch.zeros_like(total)  # the others have the same
         all_reduce(total, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
     norm = (total if largest else total.pow(1.0 / norm_type)).float()
     if error_if_nonfinite and not norm.isfinite():

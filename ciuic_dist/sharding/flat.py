@@ -211,16 +211,29 @@ class Flat:
             finally:
                 self.master.close(low, high, values, dirty=dirty)
 
-    def receive(self, sources: Sequence[Tensor], divisor: int, written: Sequence[bool]) -> None:
-        """Add the mean of the ranks' gradients of this shard; ``written``: of which parameters any rank has one."""
-        spans = self._add_mean(sources, divisor, accumulate=any(self.touched), take_norms=self._consumer is None)
+    def receive(
+        self, sources: Sequence[Tensor], divisor: int, written: Sequence[bool], *, replace: bool = False
+    ) -> None:
+        """Add the mean of the ranks' gradients of this shard to what there is, or ``replace`` that by it.
+
+        ``written``: of which parameters any rank has one.
+        """
+        accumulate = any(self.touched) and not replace
+        spans = self._add_mean(sources, divisor, accumulate=accumulate, take_norms=self._consumer is None)
         self._mark(written)
         self._finish(spans)
 
-    def receive_part(self, sources: Sequence[Tensor], divisor: int) -> None:
+    def receive_part(self, sources: Sequence[Tensor], divisor: int, *, replace: bool = False) -> None:
         """The same where it is not known yet which parameters are meant: ``received`` comes later."""
-        for _ in self._add_mean(sources, divisor, accumulate=any(self.touched), take_norms=True):
+        accumulate = any(self.touched) and not replace
+        for _ in self._add_mean(sources, divisor, accumulate=accumulate, take_norms=True):
             pass
+
+    def add_received(self, out: Tensor) -> None:
+        """Add what has been received so far, if anything, to ``out``, which is laid out like the shard."""
+        for low, high in self.spans() if any(self.touched) else ():
+            with opened(self.gradient, low, high, dirty=False) as gradient:
+                out[low:high].add_(gradient)
 
     def received(self, written: Sequence[bool]) -> None:
         """What ``receive_part`` left open."""

@@ -40,13 +40,13 @@ class GradientFlow:
         """Whether a backward is under way."""
         return self._active
 
-    def begin(self, *, sync: bool) -> None:
-        """A backward has begun; its gradients are reduced only if ``sync``."""
+    def begin(self, *, sync: bool, last: bool) -> None:
+        """A backward has begun, the ``last`` of its step or another; its gradients are reduced only if ``sync``."""
         self._active, self._sync = True, sync
         self._arrived = {id(flat): set() for flat in self._order}
         self._complete, self._done, self._turn = [], set(), 0
         if sync:
-            self._exchange.begin(self._order)
+            self._exchange.begin(self._order, last=last)
 
     def arrive(self, flat: Flat, index: int, gradient: Tensor) -> bool:
         """Take the gradient of one parameter; whether all of the flat's have come."""

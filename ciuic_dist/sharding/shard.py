@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ciuic_dist.comm import groups
 from ciuic_dist.comm.agreement import agree
+from ciuic_dist.comm.mesh import Mesh
 from ciuic_dist.comm.shared import open_pool
 from ciuic_dist.comm.together import together
 from ciuic_dist.hub import commits
@@ -56,6 +57,7 @@ def shard(
     units: UnitRule = None,
     plan: Plan | None = None,
     weights: str | PathLike[str] | None = None,
+    group: int | None = None,
 ) -> nn.Module:
     """Shard ``model`` in place over the ranks of ``init`` and return it; every rank calls it alike.
 
@@ -66,8 +68,12 @@ def shard(
     Rank 0's values count; a model on the meta device gets those that its own initialisation would give.
 
     ``memory``: what each tier may hold; None: all the device has, nothing is spilled.
-    ``plan``: says the stage and the precision, the budgets as far as ``memory`` doesn't, and which units stay full.
-    Micro-batches are the loop's own, and so is recomputing everything (``plan.recompute``), by the model's means.
+    ``plan``: says the stage, the group and the precision, the budgets as far as ``memory`` doesn't, and which units
+    stay full. Micro-batches are the loop's own, and so is recomputing everything (``plan.recompute``), by the model's
+    means.
+    ``group``: so many ranks, the next ones by number, shard among themselves, and each such group has a replica, as
+    where they are a node's: gathers stay within it, and only what a rank keeps of the gradients leaves it, once a step.
+    None: all ranks are one, or as ``plan`` says.
     ``weights``: where the values of a model of transformers on the meta device lie, a hub id or a folder. Each rank
     reads its own slices of safetensors, as ``from_pretrained`` would have them; other files whole.
 
@@ -80,24 +86,25 @@ def shard(
     if plan is not None:
         stays = staying(plan, [spec.name for spec in specs if spec.name])
         stage, memory = plan.stage, memory_of(plan, memory)
+        group = plan.group if group is None else group
         mixed_precision = mixed_precision or ("bf16" if plan.training.precision == "bf16" else None)
     _check(model, stage, mixed_precision)
     groups.init(groups.timeout_seconds())
+    mesh = _mesh(stage, group)
     if weights is not None:
         _find_weights(model, str(weights))
     device = groups.device()
     spill = _spill(memory, planned=plan is not None)
     if spill is not None and device.type == "cpu":
         _check_reading(model, spill.budget)
-    world = groups.world_size() if stage else 1
-    owner = groups.rank() if stage else 0
+    shards, own = (mesh.size, mesh.place) if stage else (1, 0)
     compute_dtype = PRECISIONS[mixed_precision]
-    made = [_make_unit(i, spec, world, owner, compute_dtype, device, spill) for i, spec in enumerate(specs)]
+    made = [_make_unit(i, spec, shards, own, compute_dtype, device, spill) for i, spec in enumerate(specs)]
     described = _describe(made, stage, mixed_precision)
-    asked = {"memory": str(memory), "plan": plan and plan.digest, "weights": commits.get(str(weights))}
+    asked = {"memory": str(memory), "plan": plan and plan.digest, "weights": commits.get(str(weights)), "group": group}
     agree("sharded model", described | asked)
     flats = [flat for unit in made for flat in unit.flats]
-    exchange = _choose_exchange(model, made, stage, device, spill)
+    exchange = _choose_exchange(model, made, mesh, stage, device, spill)
     exchange.place(flats)
     if spill is not None:
         spill.begin(exchange.usage(), [shards_of(unit) for unit in made])
@@ -109,13 +116,20 @@ def shard(
     if spill is not None:
         _end_filling(spill, flats, exchange)
     exchange.after_update()
-    sharded = Sharded(model, made, exchange, stage=stage, spill=spill)
+    sharded = Sharded(model, made, exchange, mesh, stage=stage, spill=spill)
     sharded.compute_dtype = compute_dtype
     install(sharded)
     guard(model, releases=not exchange.keeps_full)
     register(sharded)
     model.zero_grad = partial(_zero_grad, sharded)  # type: ignore[method-assign]
     return model
+
+
+def _mesh(stage: int, group: int | None) -> Mesh:
+    mesh = Mesh(group)
+    if mesh.replicas > 1 and (stage == 0 or mesh.size == 1):
+        raise ValueError(f"group={group} at stage {stage} shards nothing: use stage=0 without group, or larger groups")
+    return mesh
 
 
 def _spill(memory: Memory | None, *, planned: bool) -> Spill | None:
@@ -241,15 +255,16 @@ def _describe(units: Sequence[Unit], stage: int, mixed_precision: str | None) ->
 
 
 def _choose_exchange(
-    model: nn.Module, units: Sequence[Unit], stage: int, device: torch.device, spill: Spill | None
+    model: nn.Module, units: Sequence[Unit], mesh: Mesh, stage: int, device: torch.device, spill: Spill | None
 ) -> Exchange:
-    world = groups.world_size()
+    world = mesh.size
     if world == 1:
         return LocalExchange(spill)
-    same_host = len(set(groups.gather_objects(groups.host_identity()))) == 1
+    hosts = groups.gather_objects(groups.host_identity())
+    same_host = all(len(set(hosts[first : first + world])) == 1 for first in range(0, len(hosts), world))
     can_share = device.type == "cpu" and (spill is None or spill.frames_file is not None)
     if not can_share or not same_host:
-        return CollectiveExchange(world=world, stage=stage, spill=spill)
+        return CollectiveExchange(mesh, stage=stage, spill=spill)
     trainable = [flat for unit in units for flat in unit.trainable]
     in_turn = stage > 1 or spill is not None
     own_slot = [flat for unit in units if unit.module is model for flat in unit.trainable] if in_turn else trainable
@@ -259,11 +274,12 @@ def _choose_exchange(
     common = sum(page_rounded(flat.full_bytes) for flat in flats if not flat.spills) if stage else 0
     frames = None if spill is None else spill.frames_file
     spilled = 0 if spill is None else min(sum(flat.full_bytes for flat in flats if flat.spills), world * spill.budget)
-    pool = open_pool(common, mailbox.nbytes, frames, spilled)
+    pools = hosts.count(groups.host_identity()) // world
+    pool = open_pool(mesh, common, mailbox.nbytes, frames, spilled, pools=pools)
     if isinstance(pool, OSError):
         warnings.warn(f"ranks on this host will send instead of sharing memory, which is slower: {pool}", stacklevel=3)
-        return CollectiveExchange(world=world, stage=stage, spill=spill)
-    return SharedExchange(pool, mailbox, board, rank=groups.rank(), world=world, share_full=stage > 0, spill=spill)
+        return CollectiveExchange(mesh, stage=stage, spill=spill)
+    return SharedExchange(pool, mailbox, board, mesh, share_full=stage > 0, spill=spill)
 
 
 def _zero_grad(sharded: Sharded, set_to_none: bool = True) -> None:

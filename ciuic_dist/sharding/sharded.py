@@ -11,6 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
+from ciuic_dist.comm.mesh import Mesh
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.sharding.activations import Activations
 from ciuic_dist.sharding.division import Division
@@ -36,12 +37,20 @@ class Sharded:
     """What ``shard`` keeps for a model. Units are ordered as the model's modules are, the root last."""
 
     def __init__(
-        self, module: nn.Module, units: Sequence[Unit], exchange: Exchange, *, stage: int, spill: Spill | None = None
+        self,
+        module: nn.Module,
+        units: Sequence[Unit],
+        exchange: Exchange,
+        mesh: Mesh,
+        *,
+        stage: int,
+        spill: Spill | None = None,
     ) -> None:
         self.module = module
         self.units = list(units)
         self.flats = [flat for unit in units for flat in unit.flats]
         self.exchange = exchange
+        self.mesh = mesh
         self.stage = stage
         self.spill = spill
         keeps = spill is None or spill.activations is Way.KEEP
@@ -61,6 +70,7 @@ class Sharded:
         self.peak = 0
         self.keeper: Keeper | None = None
         self._state_bytes = 0
+        self._apart = False
         self._running: list[Unit] = []
 
     def _division(self, spill: Spill) -> Division:
@@ -110,7 +120,9 @@ class Sharded:
             for flat in unit.flats:
                 flat.final = self.last and not unit.is_root and not unit.borrowed
         # Where gradients are sharded they are reduced at once: what a rank kept of them would be as large as the model.
-        self.gradients.begin(sync=self.last or self.stage >= 2 or not self.exchange.has_peers)
+        sync = self.last or self.stage >= 2 or not self.exchange.has_peers
+        self.gradients.begin(sync=sync, last=self.last)
+        self._apart = sync and not self.last and self.mesh.replicas > 1
         self.gathers.begin("backward")
 
     def end_backward(self) -> None:
@@ -170,7 +182,8 @@ class Sharded:
     def no_sync(self) -> Iterator[None]:
         """Backwards in this context are not the last of their step.
 
-        At stages 0 and 1 their gradients stay on their rank, to be reduced with the last one's.
+        At stages 0 and 1 their gradients stay on their rank, to be reduced with the last one's. At 2 and 3 each group
+        of ranks keeps what it has summed, and the last one's adds that up over the groups.
         """
         before, self.last = self.last, False
         try:
@@ -187,16 +200,21 @@ class Sharded:
         if self.gradients.active:
             self._abandon_backward()
             raise RuntimeError("the last backward raised, its gradients are dropped: run it again before the update")
-        waiting = next((flat for flat in self.flats if any(flat.written)), None)
+        self.refuse_unreduced()
+        self.check()
+        if self.activations is not None:
+            self.activations.settle()
+        self.exchange.before_update()
+
+    def refuse_unreduced(self) -> None:
+        """Raise RuntimeError where gradients were accumulated under ``no_sync``, and not yet reduced over all ranks."""
+        waits = (flat for flat in self.flats if any(flat.written) or (self._apart and any(flat.touched)))
+        waiting = next(waits, None)
         if waiting is not None:
             raise RuntimeError(
                 f"gradients of {waiting.name} were accumulated under no_sync and never reduced: "
                 f"run the last backward of a step outside no_sync"
             )
-        self.check()
-        if self.activations is not None:
-            self.activations.settle()
-        self.exchange.before_update()
 
     def update_ends(self) -> None:
         """After this rank's masters have changed."""

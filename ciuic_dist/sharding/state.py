@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ciuic_dist.comm.collectives import start_gather
@@ -22,23 +23,24 @@ def full_state_dict(model: nn.Module) -> dict[str, Any]:
     """
     sharded = sharded_of(model)
     values: dict[int, Tensor] = {}
-    for flat in sharded.flats:
-        whole = _gathered(flat)
-        if rank() == 0:
-            for index, parameter in enumerate(flat.parameters):
-                values[id(parameter)] = flat.view(index, whole).to("cpu", copy=True)
+    with sharded.mesh.sharding() as group:
+        for flat in sharded.flats:
+            whole = _gathered(flat, group)
+            if rank() == 0:
+                for index, parameter in enumerate(flat.parameters):
+                    values[id(parameter)] = flat.view(index, whole).to("cpu", copy=True)
     if rank() != 0:
         return {}
     entries = model.state_dict(keep_vars=True)
     return {name: values[id(v)] if id(v) in values else _detached(v) for name, v in entries.items()}
 
 
-def _gathered(flat: Flat) -> Tensor:
+def _gathered(flat: Flat, group: dist.ProcessGroup | None) -> Tensor:
     shard = read_shard(flat)
     if flat.layout.world == 1 or world_size() == 1:
         return shard
     whole = torch.empty(flat.layout.numel, dtype=flat.master_dtype, device=flat.device)
-    start_gather(whole, shard, f"the state of {flat.name}").land()
+    start_gather(whole, shard, f"the state of {flat.name}", group).land()
     return whole
 
 

@@ -18,9 +18,11 @@ STEPS = 3
 budgets = pytest.mark.parametrize("memory", [None, cd.Memory(device="600KB", host="16MB")], ids=["free", "budget"])
 
 
-def traffic(stage: int, memory: cd.Memory | None = None) -> tuple[list[tuple[int, int, int, int]], int, int]:
+def traffic(
+    stage: int, memory: cd.Memory | None = None, group: int | None = None
+) -> tuple[list[tuple[int, int, int, int]], int, int]:
     """What each step added to the counters; bytes of all full forms; those of all but the root's."""
-    model = cd.shard(Stack(), stage=stage, memory=memory)
+    model = cd.shard(Stack(), stage=stage, memory=memory, group=group)
     optimizer = cd.AdamW(model.parameters())
     counts = [_counts(cd.status(model))]
     for _ in range(STEPS):

@@ -49,6 +49,8 @@ def plain_losses() -> list[float]:
         pytest.param(2, ("engine.stage=0", "train.micro_batch=3"), id="paged-stage0-accumulating"),
         pytest.param(2, ("train.activation_checkpointing=true",), id="paged-recomputing"),
         pytest.param(3, ("engine.stage=2",), id="paged-stage2-on-3"),
+        pytest.param(4, ("engine.group=2",), id="paged-groups"),
+        pytest.param(4, ("engine=fsdp2", "engine.group=2"), id="fsdp2-groups"),
         pytest.param(1, ("engine=fsdp2",), id="fsdp2-alone"),
         pytest.param(2, ("engine=fsdp2",), id="fsdp2"),
         pytest.param(2, ("engine=fsdp2", "engine.stage=2", "train.micro_batch=1"), id="fsdp2-stage2-accumulating"),

@@ -57,6 +57,9 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> Plan:
             ["+model=llama", "machine=h100", "memory.activations=recompute", "memory.host=0B"],
             "memory.activations=recompute needs host memory or NVMe, of which h100 gives none",
         ),
+        (["+model=llama", "machine=8xh100", "engine.group=3"], "engine.group=3 doesn't divide the 8 ranks"),
+        (["+model=llama", "machine=8xh100", "engine.group=1"], "engine.group=1 shards nothing"),
+        (["+model=llama", "machine=8xh100", "engine.group=4", "engine.stage=0"], "shards nothing at stage 0"),
         (["+model=llama", "machine=h100", "--picture"], "--picture needs a file"),
         (
             ["+model=llama", "machine=h100", "--picture", "step.jpg"],

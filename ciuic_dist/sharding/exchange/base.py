@@ -71,8 +71,8 @@ class Exchange(Protocol):
         """This rank gathers nothing more: return when the others don't either, where they need this one for that."""
         ...
 
-    def begin(self, order: Sequence[Flat]) -> None:
-        """A backward that reduces has begun."""
+    def begin(self, order: Sequence[Flat], *, last: bool) -> None:
+        """A backward that reduces has begun, the ``last`` of its step or another."""
         ...
 
     def landing(self, flat: Flat) -> Tensor | None:

@@ -222,7 +222,7 @@ class Claims:
         names = [self._units[index].name for index in np.flatnonzero(self._claimed()).tolist()]
         most = self._bytes_of(self._claimed()) - self._room
         return (
-            f"the ranks of this host use or need {', '.join(names)} at once, and {size_text(self._room, floor)} of "
+            f"the ranks that share them use or need {', '.join(names)} at once, and {size_text(self._room, floor)} of "
             f"memory.device are left for parameters in use: give memory.device {size_text(most, ceil)} more"
         )
 

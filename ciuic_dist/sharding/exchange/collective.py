@@ -6,11 +6,9 @@ there while its unit is used; below it comes and goes like a shard until the nex
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
-from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -18,10 +16,12 @@ from torch import Tensor
 
 from ciuic_dist.comm import collectives
 from ciuic_dist.comm.collectives import Flight
-from ciuic_dist.comm.groups import device, timeout_seconds
+from ciuic_dist.comm.mesh import Mesh
+from ciuic_dist.comm.own_groups import end_groups, end_with
 from ciuic_dist.planning.flight import REDUCTIONS_IN_FLIGHT
 from ciuic_dist.sharding.exchange import spilled
 from ciuic_dist.sharding.exchange.base import Traffic
+from ciuic_dist.sharding.exchange.replicas import Replicas
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit
@@ -30,7 +30,7 @@ from ciuic_dist.sharding.unit import Unit
 class CollectiveExchange:
     """Parameters and gradients over torch.distributed."""
 
-    def __init__(self, *, world: int, stage: int, spill: Spill | None = None) -> None:
+    def __init__(self, mesh: Mesh, *, stage: int, spill: Spill | None = None) -> None:
         self.traffic = Traffic()
         self.gathers = stage > 0 or spill is not None
         self.keeps_full = stage < 3 and spill is None
@@ -39,23 +39,25 @@ class CollectiveExchange:
         self.together = self.in_step and not self.keeps_full
         self.reduces_at_once = False
         self.has_peers = True
-        self._world = world
+        self._world = mesh.size
+        self._ranks = mesh.size * mesh.replicas
         self._stage = stage
         self._spill = spill
         # Reductions start when a rank has its gradients, gathers when it needs a unit, and under a budget when its
         # shard has come: each kind has one order on all ranks, all together and the caller's own don't.
-        self._reducing = _new_group()
-        self._gathering = None if spill is None else _new_group()
+        self._reducing = mesh.new_sharding()
+        self._gathering = None if spill is None and mesh.replicas == 1 else mesh.new_sharding()
+        self._replicas = Replicas(mesh) if mesh.replicas > 1 else None
         self._flats: Sequence[Flat] = ()
         self._outdated: set[int] = set()
         self._unsent: deque[Unit] = deque()
         self._gathers: dict[int, list[Flight]] = {}
         self._reduces: deque[tuple[Flat, Flight]] = deque()
         self._reduced: list[Flat] = []
+        self._last = True
         self._kept: dict[int, Tensor] = {}
-        own = [group for group in (self._reducing, self._gathering) if group is not None]
-        self._end = weakref.finalize(self, _leave_behind, own, self._gathers, self._reduces)
-        self._end.atexit = False
+        self._groups = [group for group in (self._reducing, self._gathering) if group is not None]
+        self._end = end_with(self, self._groups, partial(_under_way, self._gathers, self._reduces))
 
     def place(self, flats: Sequence[Flat]) -> None:
         """Stage 3 keeps shards and gives full forms no memory yet; below, shards are views of full forms.
@@ -104,8 +106,9 @@ class CollectiveExchange:
     def meet(self) -> None:
         """Every gather is a meeting."""
 
-    def begin(self, order: Sequence[Flat]) -> None:
-        """Nothing to prepare."""
+    def begin(self, order: Sequence[Flat], *, last: bool) -> None:
+        """Groups keep what they have summed until the last."""
+        self._last = last
 
     def landing(self, flat: Flat) -> Tensor | None:
         """Full gradients, in the precision they are summed in; stages 0 and 1 keep the buffer if they may."""
@@ -130,11 +133,16 @@ class CollectiveExchange:
         # At stage 3 a rank that is behind may itself wait for this rank's next gather, so this one can't wait for it.
         while len(self._reduces) > REDUCTIONS_IN_FLIGHT and (self._stage < 3 or self._reduces[0][1].has_landed()):
             self._finish_oldest()
+        replicas = self._replicas
+        while replicas is not None and len(replicas) > 1 and (self._stage < 3 or replicas.has_landed):
+            self._receive_oldest(replicas)
 
     def drain(self) -> None:
         """Finish all reductions; one small message tells which parameters any rank has written."""
         while self._reduces:
             self._finish_oldest()
+        while self._replicas:
+            self._receive_oldest(self._replicas)
         written = [flag for flat in self._reduced for flag in flat.written]
         if written:
             flags = torch.tensor(written, dtype=torch.uint8)
@@ -168,7 +176,8 @@ class CollectiveExchange:
         full = sum(flat.full.untyped_storage().nbytes() for flat in self._flats if flat.home is None)
         buffers = {id(buffer): buffer.nbytes for _, flight in self._reduces for buffer in flight.buffers}
         kept = {id(buffer): buffer.nbytes for buffer in self._kept.values()}
-        return shards + full + sum((buffers | kept).values())
+        summing = 0 if self._replicas is None else self._replicas.nbytes
+        return shards + full + sum((buffers | kept).values()) + summing
 
     def shared_bytes(self) -> int:
         """None."""
@@ -177,9 +186,9 @@ class CollectiveExchange:
     def close(self) -> None:
         """All ranks do so, and nothing is under way; the default group is the caller's."""
         if self._end.detach():
-            for group in (self._reducing, self._gathering):
-                if group is not None:
-                    _end_group(group)
+            end_groups(self._groups)
+        if self._replicas is not None:
+            self._replicas.close()
 
     @property
     def _resizes(self) -> bool:
@@ -192,6 +201,11 @@ class CollectiveExchange:
 
     def _send_arrived(self) -> None:
         while self._unsent and spilled.arrived(self._unsent[0]):
+            self._send_first()
+
+    def _send_all(self) -> None:
+        """Before a wait for others, which may wait for these."""
+        while self._unsent:
             self._send_first()
 
     def _send_first(self) -> None:
@@ -222,40 +236,23 @@ class CollectiveExchange:
         return collectives.start_reduce_scatter(landing, purpose, self._reducing)
 
     def _finish_oldest(self) -> None:
-        while self._unsent:  # the others may wait for these
-            self._send_first()
+        self._send_all()
         flat, flight = self._reduces.popleft()
         flight.land()
         landed = flight.buffers[0]
         sources = landed.chunk(landed.numel() // flat.layout.shard_numel)
-        flat.receive_part(sources, self._world)
         self._reduced.append(flat)
+        if self._replicas is None or not self._last:
+            stays = self._replicas is None or self._replicas.begins_apart(flat)
+            flat.receive_part(sources, self._ranks, replace=not stays)
+        else:
+            self.traffic.reduced_bytes += self._replicas.submit(flat, sources, self._ranks, written=())
+
+    def _receive_oldest(self, replicas: Replicas) -> None:
+        self._send_all()
+        flat, gradients, _ = replicas.land()
+        flat.receive_part([gradients], 1, replace=True)
 
 
-_left_behind: deque[dist.ProcessGroup] = deque()
-
-
-def _new_group() -> dist.ProcessGroup:
-    while _left_behind:
-        _end_group(_left_behind.popleft())
-    backend = dist.get_default_backend_for_device(device())
-    group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=timeout_seconds()), backend=backend)
-    return group
-
-
-def _leave_behind(
-    groups: list[dist.ProcessGroup], gathers: dict[int, list[Flight]], reduces: deque[tuple[Flat, Flight]]
-) -> None:
-    """An exchange is gone: end its groups when one is next made, not in the middle of a garbage collection.
-
-    An idle group of Gloo has a thread that wakes up a hundred times a second. Others can't be ended by one rank alone,
-    nor can one that waits for a peer.
-    """
-    flights = [flight for flights in gathers.values() for flight in flights] + [flight for _, flight in reduces]
-    if all(flight.has_landed() for flight in flights) and device().type == "cpu":
-        _left_behind.extend(groups)
-
-
-def _end_group(group: dist.ProcessGroup) -> None:
-    with suppress(ValueError):  # the user has ended them all
-        dist.destroy_process_group(group)
+def _under_way(gathers: dict[int, list[Flight]], reduces: deque[tuple[Flat, Flight]]) -> list[Flight]:
+    return [flight for flights in gathers.values() for flight in flights] + [flight for _, flight in reduces]

@@ -59,7 +59,7 @@ class LocalExchange:
     def meet(self) -> None:
         """There is nobody to meet."""
 
-    def begin(self, order: Sequence[Flat]) -> None:
+    def begin(self, order: Sequence[Flat], *, last: bool) -> None:
         """Nothing to prepare."""
 
     def landing(self, flat: Flat) -> Tensor | None:

@@ -13,9 +13,12 @@ from collections import deque
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from ciuic_dist.comm.collectives import all_reduce
 from ciuic_dist.comm.doorbell import Bell
+from ciuic_dist.comm.mesh import Mesh
 from ciuic_dist.comm.shared import SharedPool
 from ciuic_dist.memory.host import allocate
 from ciuic_dist.sharding.exchange import spilled
@@ -23,6 +26,7 @@ from ciuic_dist.sharding.exchange.base import Traffic
 from ciuic_dist.sharding.exchange.board import Board, BoardLayout
 from ciuic_dist.sharding.exchange.claims import Claims
 from ciuic_dist.sharding.exchange.mailbox import MailboxLayout
+from ciuic_dist.sharding.exchange.replicas import Replicas
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit
@@ -36,13 +40,12 @@ class SharedExchange:
         pool: SharedPool,
         mailbox: MailboxLayout,
         board: BoardLayout,
+        mesh: Mesh,
         *,
-        rank: int,
-        world: int,
         share_full: bool,
         spill: Spill | None = None,
     ) -> None:
-        """``share_full``: one full form for all ranks (stages 1 to 3); else each keeps its own (stage 0).
+        """``share_full``: one full form for the ranks of a group (stages 1 to 3); else each keeps its own (stage 0).
 
         Under a budget, ``spill``, each rank brings its slices of the full forms and takes them away.
         """
@@ -53,18 +56,21 @@ class SharedExchange:
         self.has_peers = True
         self._spill = spill
         self._boards = boards = [Board(board, box) for box in pool.mailboxes]
-        claims = None if spill is None or not share_full else Claims(pool.doorbell, board, boards, rank, spill.homes)
-        self._claims = claims
+        self._claims: Claims | None = None
+        if spill is not None and share_full:
+            self._claims = Claims(pool.doorbell, board, boards, mesh.place, spill.homes)
         self.in_step = False
         self.own_order = True
-        self.together = claims is not None
+        self.together = self._claims is not None
         self._pool = pool
         self._mailbox = mailbox
-        self._rank = rank
-        self._world = world
+        self._mesh = mesh
+        self._rank = mesh.place
+        self._replicas = Replicas(mesh) if mesh.replicas > 1 else None
         self._share_full = share_full
         self._flats: Sequence[Flat] = ()
         self._order: Sequence[Flat] = ()
+        self._last = True
         self._submitted = 0
         self._sequence = 0
         self._agreements = 0
@@ -124,8 +130,9 @@ class SharedExchange:
             count = self._pool.doorbell.ring(Bell.MET)
             self._pool.doorbell.wait(Bell.MET, count, "at the end of a forward or backward")
 
-    def begin(self, order: Sequence[Flat]) -> None:
-        """Slots are dealt out in turn, in the order of submission."""
+    def begin(self, order: Sequence[Flat], *, last: bool) -> None:
+        """Slots are dealt out in turn, in the order of submission. Groups keep what they have summed until the last."""
+        self._last = last
         self._order = order
         self._submitted = 0
         self._mailbox.deal(order)
@@ -159,6 +166,8 @@ class SharedExchange:
         """Reduce the rest."""
         while self._pending:
             self._reduce_oldest()
+        while self._replicas:
+            self._receive_oldest(self._replicas)
 
     def before_update(self) -> None:
         """Wait until every rank has come here: then none computes with the old parameters."""
@@ -171,25 +180,33 @@ class SharedExchange:
         self._pool.doorbell.wait(Bell.UPDATED, count, "for the updated parameters")
 
     def largest(self, number: int) -> int:
-        """Through the boards."""
+        """Through the boards, and among groups by a small all-reduce."""
         self._agreements += 1
         self._boards[self._rank].say(self._agreements, number)
         self._pool.doorbell.ring(Bell.AGREEING)
         self._pool.doorbell.wait(Bell.AGREEING, self._agreements, "to agree on what a step needs")
-        return max(board.said(self._agreements) for board in self._boards)
+        largest = max(board.said(self._agreements) for board in self._boards)
+        return largest if self._replicas is None else int(all_reduce(torch.tensor(largest), dist.ReduceOp.MAX))
 
     def usage(self) -> int:
-        """This rank's mailbox, and its share of the common segment (all of the full forms at stage 0)."""
-        full = sum(flat.full_bytes for flat in self._flats if flat.home is None)
-        return self._mailbox.nbytes + (full // self._world if self._share_full else full)
+        """This rank's mailbox, its share of the common segment (all of the full forms at stage 0), sums under way."""
+        under_way = 0 if self._replicas is None else self._replicas.nbytes
+        return self._mailbox.nbytes + self._full_bytes + under_way
 
     def shared_bytes(self) -> int:
-        """All but the full forms of stage 0."""
-        return self.usage() if self._share_full else self._mailbox.nbytes
+        """The mailbox and, but for stage 0, full forms."""
+        return self._mailbox.nbytes + (self._full_bytes if self._share_full else 0)
 
     def close(self) -> None:
         """Hang up."""
         self._pool.doorbell.close()
+        if self._replicas is not None:
+            self._replicas.close()
+
+    @property
+    def _full_bytes(self) -> int:
+        full = sum(flat.full_bytes for flat in self._flats if flat.home is None)
+        return full // self._mesh.size if self._share_full else full
 
     def _claim(self, flat: Flat) -> Tensor:
         """The flat's slot, once every rank has read its last tenant, and the flat's last flags."""
@@ -205,10 +222,23 @@ class SharedExchange:
         flags = [self._mailbox.flags(box, flat) for box in self._pool.mailboxes]
         writers = [box for box, flag in zip(self._pool.mailboxes, flags, strict=True) if flag.any()]
         sources = [self._mailbox.view(box, flat)[flat.shard_range] for box in writers]
-        flat.receive(sources, self._world, torch.stack(flags).any(dim=0).tolist())
+        written = torch.stack(flags).any(dim=0).tolist()
         self.traffic.reduces += 1
         self.traffic.reduced_bytes += sum(source.nbytes for source in sources)
+        ranks = self._mesh.size * self._mesh.replicas
+        if self._replicas is None or not self._last:
+            stays = self._replicas is None or not sources or self._replicas.begins_apart(flat)
+            flat.receive(sources, ranks, written, replace=not stays)
+        else:
+            self.traffic.reduced_bytes += self._replicas.submit(flat, sources, ranks, written)
         self._pool.doorbell.ring(Bell.READ)
+        while self._replicas is not None and len(self._replicas) > 1:
+            self._receive_oldest(self._replicas)
+
+    def _receive_oldest(self, replicas: Replicas) -> None:
+        self._pool.doorbell.attend_until(lambda: replicas.has_landed)
+        flat, gradients, written = replicas.land()
+        flat.receive([gradients], 1, written, replace=True)
 
 
 def page_rounded(nbytes: int) -> int:

@@ -44,9 +44,11 @@ def stack(blocks: Sequence[int], root: int, *, seconds: float = 1.0, bytes_each:
     return Profile(units, (*forward, *backward))
 
 
-def kept(profile: Profile, stage: int = 0, accumulation: int = 1, gathered: int = 0) -> Choice:
+def kept(
+    profile: Profile, stage: int = 0, accumulation: int = 1, gathered: int = 0, group: int | None = None
+) -> Choice:
     """Micro-batches of one whose activations stay."""
-    return Choice(stage, 1, accumulation, (Way.KEEP,) * profile.root, gathered=gathered)
+    return Choice(stage, 1, accumulation, (Way.KEEP,) * profile.root, gathered=gathered, group=group)
 
 
 def per_sequence(profile: Profile) -> Callable[[int], Profile]:
@@ -136,7 +138,9 @@ def choices(draw: st.DrawFn, profile: Profile, where: Machine) -> Choice:
     if not below:
         ways = tuple(Way.RECOMPUTE if way is Way.OFFLOAD else way for way in ways)
     gathered = draw(st.integers(0, profile.root)) if stage == 3 else 0
-    return Choice(stage, 1, draw(st.integers(1, 3)), ways, below, gathered)
+    able = stage and where.nodes > 1 and where.devices > 1 and not where.shared
+    group = draw(st.sampled_from([None, where.devices])) if able else None
+    return Choice(stage, 1, draw(st.integers(1, 3)), ways, below, gathered, group)
 
 
 def page_of(where: Machine) -> int:

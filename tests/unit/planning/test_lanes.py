@@ -44,8 +44,20 @@ def test_a_step_takes_no_less_than_either_lane_and_no_more_than_both(
 ) -> None:
     profile, where, training = job
     played = lanes(profile, where, training, data.draw(jobs.choices(profile, where)))
-    sides = (played.computing, played.sending + played.updating)
+    sides = (played.computing, played.sending + played.updating, played.adding)
     assert max(sides) * (1 - 1e-9) <= played.seconds <= sum(sides) * (1 + 1e-9)
+
+
+def test_a_group_gathers_within_a_node_and_adds_up_its_shards_across() -> None:
+    """A block is two million bytes, its gradients four: a second and two in a node, four of a device's part across."""
+    two_nodes = replace(SECOND, nodes=2, network=1e6)
+    played = lanes(MODEL, two_nodes, TRAINING, kept(MODEL, stage=3, group=2))
+    assert played.sending == pytest.approx(2 * 3 * 1 + 3 * 2)
+    assert played.adding == pytest.approx(3 * 4)
+    assert played.sent == pytest.approx(2 * 3 * 1e6 + 3 * (2e6 + 2e6))
+    together = lanes(MODEL, two_nodes, TRAINING, kept(MODEL, stage=3))
+    assert together.sending == pytest.approx(2 * 3 * 1.5 + 3 * 3)
+    assert together.sent == pytest.approx((2 * 3 * 2e6 + 3 * 4e6) * 3 / 4)
 
 
 def test_a_gather_hides_behind_the_pass_before_and_a_reduction_behind_the_next() -> None:

@@ -74,6 +74,18 @@ def test_more_memory_is_never_slower(job: Job, times: float) -> None:
         assert more.forecast.seconds <= less.forecast.seconds * 1.00501
 
 
+def test_a_slow_network_makes_groups_of_nodes_where_they_fit() -> None:
+    """What several micro-batches gather stays in a node then; one alone would send its gradients twice for that."""
+    where = replace(machine(nodes=4, devices=4, link=1e9), network=1e7)
+    training = Training(64, 8)
+    limits = Limits(stage=3, micro_batch=1)
+    assert search(per_sequence(MODEL), where, training, limits).choice.group == 4
+    assert search(per_sequence(MODEL), where, Training(16, 8), limits).choice.group is None
+    devices = [forecast(MODEL, where, training, kept(MODEL, 3, 4, group=group)).device for group in (4, 8, None)]
+    assert devices == sorted(devices, reverse=True)
+    assert devices[0] > devices[-1]
+
+
 @settings(max_examples=30)
 @given(jobs.jobs())
 def test_what_would_do_does(job: Job) -> None:
