@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -82,8 +83,11 @@ class PagedOptimizer(Optimizer):
             sharded.refuse_torn()
             sharded.update_begins()
         self._sync_groups()
-        for flat in self._flats_in_order():
-            self._step_flat(flat, flat.spans())
+        with ExitStack() as stack:
+            for sharded in self._sharded:
+                stack.enter_context(sharded.changing())
+            for flat in self._flats_in_order():
+                self._step_flat(flat, flat.spans())
         for sharded in self._sharded:
             sharded.update_ends()
         return loss

@@ -206,6 +206,15 @@ class Sharded:
             self.activations.settle()
         self.exchange.before_update()
 
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Masters are updated meanwhile; where that fails, only a part of them is."""
+        try:
+            yield
+        except BaseException:
+            self.torn = "an update that raised has changed a part of it"
+            raise
+
     def refuse_unreduced(self) -> None:
         """Raise RuntimeError where gradients were accumulated under ``no_sync``, and not yet reduced over all ranks."""
         waits = (flat for flat in self.flats if any(flat.written) or (self._apart and any(flat.touched)))
@@ -277,7 +286,9 @@ class Sharded:
     def refuse_torn(self) -> None:
         """Raise RuntimeError where only a part of the model was updated, or loaded."""
         if self.torn:
-            raise RuntimeError(f"this model is of no use: {self.torn}, which can't be undone; load a checkpoint")
+            raise RuntimeError(
+                f"this model is of no use: {self.torn}, which can't be undone; load a checkpoint of model and optimizer"
+            )
 
     def check(self) -> None:
         """Raise RuntimeError where parameters are not what the optimizer and the other ranks take them for."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ciuic_dist.comm.collectives import start_gather
 from ciuic_dist.comm.groups import rank, world_size
+from ciuic_dist.comm.together import together
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.registry import sharded_of
 from ciuic_dist.sharding.values import read_shard
@@ -19,9 +20,12 @@ from ciuic_dist.sharding.values import read_shard
 def full_state_dict(model: nn.Module) -> dict[str, Any]:
     """The model's state dict on rank 0: CPU tensors under the original names, in the original shapes and dtypes.
 
-    Every rank calls it; the others get an empty dict. One unit at a time is whole on each rank.
+    Every rank calls it; the others get an empty dict. One unit at a time is whole on each rank. Raises RuntimeError
+    where an update has changed only a part of the model.
     """
     sharded = sharded_of(model)
+    with together():
+        sharded.refuse_while_updating()
     values: dict[int, Tensor] = {}
     with sharded.mesh.sharding() as group:
         for flat in sharded.flats:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,82 @@ def test_a_tier_with_too_little_room_for_parameters_is_refused_with_what_is_need
     assert found is not None
     [message] = launch(refusal, cd.Memory(device="900KB", nvme=f"{tmp_path}:{found[1]}"), world=1)
     assert "no tier has room" in message  # for the optimizer's state
+
+
+def uses_after(error: type[Exception], model: nn.Module, optimizer: torch.optim.Optimizer, folder: str) -> list[str]:
+    """What uses of the model say when a step has raised ``error``."""
+    with pytest.raises(error):
+        step(model, optimizer)
+    found = []
+    for use in (
+        partial(model, torch.ones(4, 8)),
+        optimizer.step,
+        partial(cd.full_state_dict, model),
+        partial(cd.save, f"{folder}/other", model=model),
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            use()
+        found.append(str(caught.value))
+    return found
+
+
+def uses_when_state_has_no_room(folder: str) -> list[str]:
+    model = cd.shard(stack(), memory=cd.Memory(device="900KB", nvme=f"{folder}:600KB"))
+    return uses_after(BudgetError, model, cd.AdamW(model.parameters()), folder)
+
+
+def uses_when_an_update_raises(folder: str) -> tuple[list[str], bool]:
+    """Also whether training goes on after a load as it did before."""
+    model = cd.shard(stack(), memory=cd.Memory(device="900KB", nvme=f"{folder}:16MB"))
+    optimizer = cd.AdamW(model.parameters())
+    step(model, optimizer)
+    cd.save(f"{folder}/checkpoint", model=model, optimizer=optimizer)
+    losses = [step(model, optimizer) for _ in range(3)]
+    update, calls = optimizer.inner.step, count()
+
+    def fail() -> None:
+        update()
+        if next(calls) == 2:
+            raise ArithmeticError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizer.inner, "step", fail)
+        found = uses_after(ArithmeticError, model, optimizer, folder)
+    cd.load(f"{folder}/checkpoint", model=model, optimizer=optimizer)
+    optimizer.zero_grad()
+    return found, [step(model, optimizer) for _ in range(3)] == losses
+
+
+TORN = "an update that raised has changed a part of it, which can't be undone; load a checkpoint of model and optimizer"
+
+
+def test_a_model_that_an_update_has_changed_in_part_is_refused(tmp_path: Path) -> None:
+    [uses] = launch(uses_when_state_has_no_room, str(tmp_path), world=1)
+    assert [TORN in use for use in uses] == [True] * 4
+
+
+def test_a_load_makes_it_useful_again(tmp_path: Path) -> None:
+    for uses, loaded in launch(uses_when_an_update_raises, str(tmp_path)):
+        assert [TORN in use for use in uses] == [True] * 4
+        assert loaded
+
+
+def refused_before_it_begins() -> float:
+    """The loss of a model beside which another wasn't ready for the update."""
+    ready, other = cd.shard(stack(), stage=1), cd.shard(stack(), stage=1)
+    optimizer = cd.AdamW([*ready.parameters(), *other.parameters()])
+    ready(torch.ones(4, 8)).sum().backward()
+    with cd.no_sync(other):
+        other(torch.ones(4, 8)).sum().backward()
+    with pytest.raises(RuntimeError, match="accumulated under no_sync and never reduced"):
+        optimizer.step()
+    loss: Tensor = ready(torch.ones(4, 8)).sum()
+    return loss.item()
+
+
+def test_an_update_that_is_refused_before_it_begins_leaves_models_useful() -> None:
+    found = launch(refused_before_it_begins)
+    assert found == [pytest.approx(stack()(torch.ones(4, 8)).sum().item())] * 2
 
 
 @pytest.mark.parametrize("device", ["100KB", "500KB"])
