@@ -13,9 +13,10 @@ import torch
 import ciuic_dist as cd
 from ciuic_dist.memory.budget import parse_size
 from ciuic_dist.monitor.spilling import Spilling
+from ciuic_dist.monitor.usage import TierUsage
 from tests.dist.launch import launch
 from tests.dist.models import Stack
-from tests.dist.training import Task, Training, train_sharded
+from tests.dist.training import Task, Training, train_sharded, whole_moments
 
 DEVICE = "1MB"
 WIDE = partial(Stack, 48, 200)
@@ -35,15 +36,20 @@ class Spilled:
     """What a rank trained, and what its memory did meanwhile."""
 
     training: Training
-    peak: int
+    tiers: dict[str, TierUsage]
     spilling: Spilling
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the device."""
+        return self.tiers["device"].peak
 
 
 def train_spilled(task: Task, stage: int) -> Spilled:
     """Collective; ``task.options`` has the budget."""
     seen: list[Any] = []
     training = train_sharded(replace(task, at_end=lambda model: seen.append(cd.status(model))), stage)
-    return Spilled(training, seen[0].tiers["device"].peak, seen[0].spilling)
+    return Spilled(training, seen[0].tiers, seen[0].spilling)
 
 
 def assert_spilling_changes_nothing(
@@ -59,9 +65,16 @@ def assert_spilling_changes_nothing(
         assert spilled.training.state.keys() == free[rank].state.keys()
         for name, value in free[rank].state.items():
             assert torch.equal(spilled.training.state[name], value), name
-        assert sum(link.bytes for link in spilled.spilling.links.values()) > 0
         assert memory.device is not None
         assert spilled.peak <= parse_size(memory.device, "device")
+        for name, usage in spilled.tiers.items():
+            assert usage.budget is not None
+            assert usage.peak <= usage.budget
+            assert name == "device" or spilled.spilling.links[f"{name}->device"].bytes > 0
+    moments, expected = whole_moments(spilled.training for spilled in under_budget), whole_moments(free)
+    assert moments.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(moments[name], value), name
     return under_budget
 
 
@@ -72,6 +85,6 @@ def below(tier: str, folder: Path, device: str = DEVICE) -> cd.Memory:
     """The budget, with these tiers to spill to."""
     return cd.Memory(
         device=device,
-        host={"host": "16MB", "host and nvme": "400KB"}.get(tier),
+        host={"host": "16MB", "host and nvme": "700KB"}.get(tier),
         nvme=f"{folder}:16MB" if "nvme" in tier else None,
     )

@@ -166,14 +166,8 @@ def test_trains_alone_bit_for_bit_as_plain(name: str) -> None:
     assert_equal(launch(train_sharded, TASKS[name], 3, world=1), train_plain(TASKS[name], world=1))
 
 
-# Ranks that gather in step wait for each other when some of them leave a unit out: docs/status.md.
-OUT_OF_STEP = {"unused-blocks-in-turn", "unused-blocks-accumulating", "unused-blocks-at-last"}
-
-
-@pytest.mark.parametrize(
-    ("name", "stage"),
-    [(name, stage) for name in TASKS for stage in (0, 3) if stage == 0 or name not in OUT_OF_STEP],
-)
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("stage", [0, 3])
 def test_trains_within_a_budget_bit_for_bit(name: str, stage: int) -> None:
     assert_equal(launch(train_sharded, within_a_budget(name, "600KB"), stage), plain(name, stage >= 2))
 

@@ -120,7 +120,7 @@ def test_any_elementwise_optimizer(name: str, tmp_path: Path) -> None:
     spilled = assert_spilling_changes_nothing(task, below("nvme", tmp_path))
     exact = launch(train_sharded, replace(task, paged=partial(cd.paged, cls, **options)), 3)
     for ours, theirs in zip(spilled, exact, strict=True):
-        assert (ours.training.losses == theirs.losses) == (name == "SGD")  # which has no state
+        assert (ours.training.losses == theirs.losses) == (name in ("SGD", "ASGD"))  # no state, none that it reads
         torch.testing.assert_close(ours.training.losses, theirs.losses, rtol=0.05, atol=0.0)
 
 

@@ -27,10 +27,12 @@ def test_every_stage_tier_and_precision(
     assert_spilling_changes_nothing(task, below(tier, tmp_path), stage, world)
 
 
+@every_tier
+@pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("precision", [None, "bf16"])
-def test_twenty_steps(precision: str | None, tmp_path: Path) -> None:
+def test_twenty_steps(tier: str, stage: int, precision: str | None, tmp_path: Path) -> None:
     task = Task(WIDE, steps=20, decay=True, max_norm=0.05, options={"mixed_precision": precision})
-    assert_spilling_changes_nothing(task, below("nvme", tmp_path))
+    assert_spilling_changes_nothing(task, below(tier, tmp_path), stage)
 
 
 @every_tier
@@ -71,6 +73,12 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "Adagrad": (torch.optim.Adagrad, {"lr": 1e-2}),
     "NAdam": (torch.optim.NAdam, {"lr": 1e-3}),
     "AMSGrad": (torch.optim.AdamW, {"lr": 1e-3, "amsgrad": True}),
+    "Adam": (torch.optim.Adam, {"lr": 1e-3}),
+    "Adamax": (torch.optim.Adamax, {"lr": 1e-3}),
+    "RAdam": (torch.optim.RAdam, {"lr": 1e-3}),
+    "Adadelta": (torch.optim.Adadelta, {}),
+    "ASGD": (torch.optim.ASGD, {"lr": 1e-2}),
+    "Rprop": (torch.optim.Rprop, {"lr": 1e-3}),
 }
 
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 import ciuic_dist as cd
 from ciuic_dist.comm.groups import rank
+from ciuic_dist.optim.paged import PagedOptimizer, StateValues
 from ciuic_dist.sharding.registry import sharded_of
 from tests.dist.models import Stack
 
@@ -72,6 +73,8 @@ class Training:
     losses: list[float]
     norms: list[float]
     state: dict[str, Tensor]
+    moments: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    """This rank's optimizer state that has one value an element, and where it begins; not of the plain one."""
 
 
 def made(task: Task, seed: int = 0) -> nn.Module:
@@ -105,9 +108,28 @@ def train_sharded(task: Task, stage: int) -> Training:
             schedule.step()
     if task.at_end is not None:
         task.at_end(model)
-    state = cd.full_state_dict(model)
+    trained = Training(losses, norms, cd.full_state_dict(model), _moments(optimizer))
     sharded_of(model).close()
-    return Training(losses, norms, state)
+    return trained
+
+
+def _moments(optimizer: Optimizer) -> dict[str, dict[int, Tensor]]:
+    assert isinstance(optimizer, PagedOptimizer)
+    return {
+        f"{flat.layout.slots[piece.index].name} {key}": {piece.start: value.read()}
+        for flat, piece, state in optimizer.piece_states()
+        for key, value in state.items()
+        if isinstance(value, StateValues)
+    }
+
+
+def whole_moments(trainings: Iterable[Training]) -> dict[str, Tensor]:
+    """Of all ranks' parts, by parameter and key."""
+    parts: dict[str, dict[int, Tensor]] = {}
+    for training in trainings:
+        for name, part in training.moments.items():
+            parts.setdefault(name, {}).update(part)
+    return {name: torch.cat([part[start] for start in sorted(part)]) for name, part in parts.items()}
 
 
 def train_plain(task: Task, world: int, *, at_once: bool = True) -> list[Training]:
