@@ -31,7 +31,8 @@ def main(folder: str, page_bytes: str, nbytes: str, result: str) -> None:
     """Write this rank's rates to `result`."""
     dist.init_process_group("gloo")
     drive = measure_drive(Path(folder), int(page_bytes), int(nbytes))
-    Path(result).write_text(json.dumps(asdict(Rates(**asdict(drive), copy=_copying()))), encoding="utf-8")
+    rates = Rates(drive.read, drive.write, drive.both, _copying())
+    Path(result).write_text(json.dumps(asdict(rates)), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 

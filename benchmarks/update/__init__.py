@@ -1,0 +1,1 @@
+"""Whether an optimizer on the CPU would be quicker than bringing its state to the device."""
