@@ -18,7 +18,8 @@ from ciuic_dist.sharding.spill import Spill
 class Status:
     """One rank's view: bytes by tier, traffic with other ranks and between tiers since the start.
 
-    ``activations``: how many units keep, offload and recompute theirs, once the first step has told.
+    ``activations``: how many units keep, offload and recompute theirs, once the first step has told. ``beyond``: bytes
+    of the process that the device's budget has no room for, what the heap loses to gaps or libraries' own.
     """
 
     tiers: dict[str, TierUsage]
@@ -28,6 +29,7 @@ class Status:
     reduced_bytes: int
     spilling: Spilling
     activations: dict[str, int]
+    beyond: int = 0
 
     def __str__(self) -> str:
         """A line for each tier and each kind of traffic there was, and for what spilling cost."""
@@ -36,6 +38,8 @@ class Status:
     def _lines(self) -> Iterator[tuple[str, str]]:
         moved, ways = self.spilling, [f"{way} {count} units" for way, count in self.activations.items() if count]
         yield from ((name, str(usage)) for name, usage in self.tiers.items())
+        if self.beyond:
+            yield "beyond device", f"{size_text(self.beyond)} that the heap loses to gaps or libraries have"
         if self.gathers:
             yield "gathered", f"{size_text(self.gathered_bytes)} in {self.gathers} gathers"
         if self.reduces:
@@ -44,7 +48,12 @@ class Status:
         if moved.steps:
             yield "stalls", f"{duration_text(moved.stall_seconds)} in {moved.steps} steps"
         if moved.accesses:
-            yield "pages in time", f"{moved.hit_rate:.0%} of {moved.accesses}"
+            unforeseen = f", {moved.unforeseen} not foreseen" if moved.unforeseen else ""
+            yield "pages in time", f"{moved.hit_rate:.0%} of {moved.accesses}{unforeseen}"
+        if moved.guesses:
+            yield "units guessed", f"{moved.guess_rate:.0%} of {moved.guesses} rightly"
+        if moved.nvme_bytes:
+            yield "drive wear", f"{size_text(round(moved.nvme_bytes_per_step))} written a step"
         if ways:
             yield "activations", ", ".join(ways)
 
@@ -67,6 +76,7 @@ def status(model: nn.Module) -> Status:
         traffic.reduced_bytes,
         Spilling() if spill is None else _spilling(spill, *sharded.gathers.order.guesses()),
         {} if sharded.activations is None else sharded.activations.ways(),
+        0 if spill is None else spill.beyond,
     )
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.optim.lr_scheduler import LambdaLR
 
 from ciuic_dist.checkpoint.errors import needing_room
-from ciuic_dist.comm.groups import device, rank, world_size
+from ciuic_dist.comm.groups import device, gather_objects, host_identity, rank, world_size
 from ciuic_dist.config import Config
 from ciuic_dist.data import Batches, Corpus
 from ciuic_dist.engines.base import Batch, Engine
@@ -40,6 +40,7 @@ class Trainer:
         self._first_step = first_step
         self._watch = watch
         self._spilling: Spilling | None = None
+        self._hosts = len(set(gather_objects(host_identity())))
         self._checkpoints = Checkpoints(engine, folder, config)
         self._micro_batch = micro_batch_of(config.train, world_size())
         # What a checkpoint brought is set anew: the settings of this start count, and the rest follows from the step.
@@ -81,8 +82,12 @@ class Trainer:
         lr = self._engine.optimizer.param_groups[0]["lr"]
         norm = self._engine.step(self._train.clip)
         self._scheduler.step()
-        mean, stops, saved = _sums(
-            loss.item() / len(batches) / world_size(), float(stop.made), float(self._checkpoints.are_done)
+        moved = self._moved()
+        mean, stops, saved, written = _sums(
+            loss.item() / len(batches) / world_size(),
+            float(stop.made),
+            float(self._checkpoints.are_done),
+            0.0 if moved is None else float(moved.nvme_bytes),
         )
         if saved == world_size():  # the same step on every rank
             self._checkpoints.settle()
@@ -98,8 +103,9 @@ class Trainer:
             seconds=seconds,
             samples=(start, start + self._train.global_batch),
             checkpoint_seconds=self._checkpoints.take_seconds(),
-            spilling=self._moved(),
+            spilling=moved,
             validation_loss=self._validate() if validate else None,
+            nvme_bytes=written / self._hosts,
         )
         return metrics, stops > 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from ciuic_dist.monitor.spilling import Spilling
     from ciuic_dist.monitor.usage import TierUsage
+
+_DAY = 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,12 @@ class StepMetrics:
     spilling: Spilling | None = None  # of this rank in this step
     checkpoint_seconds: float | None = None  # that training has spent on a checkpoint since the last step's record
     validation_loss: float | None = None  # None on steps without validation
+    nvme_bytes: float = 0.0  # written in this step to a host's drives, by all its ranks
+
+    @property
+    def nvme_bytes_per_day(self) -> float:
+        """What a drive takes if all steps are like this one."""
+        return self.nvme_bytes * _DAY / self.seconds
 
 
 class MetricsFile:
@@ -50,13 +58,13 @@ class MetricsFile:
             "tokens_per_s": _finite(metrics.tokens_per_s),
             "grad_norm": _finite(metrics.grad_norm),
             "lr": metrics.lr,
-            "memory": {tier: {"used": usage.used, "peak": usage.peak} for tier, usage in metrics.memory.items()},
+            "memory": {tier: asdict(usage) for tier, usage in metrics.memory.items()},
         }
         record["samples"] = list(metrics.samples)
         if metrics.checkpoint_seconds is not None:
             record["checkpoint_s"] = metrics.checkpoint_seconds
         if metrics.spilling is not None:
-            record["spilling"] = _moves(metrics.spilling, metrics.seconds)
+            record["spilling"] = _moves(metrics.spilling) | {"nvme_bytes_per_day": round(metrics.nvme_bytes_per_day)}
         if metrics.validation_loss is not None:
             record["validation_loss"] = _finite(metrics.validation_loss)
         line = memoryview(_line(record))
@@ -73,15 +81,15 @@ class MetricsFile:
         self.close()
 
 
-def _moves(spilling: Spilling, seconds: float) -> dict[str, Any]:
+def _moves(spilling: Spilling) -> dict[str, Any]:
     return {
         "bytes": {name: link.bytes for name, link in spilling.links.items()},
         "stall_seconds": spilling.stall_seconds,
         "hit_rate": spilling.hit_rate,
         "faults": spilling.faults,
+        "unforeseen": spilling.unforeseen,
         "guesses": spilling.guesses,
         "guess_rate": spilling.guess_rate,
-        "nvme_bytes_per_day": round(spilling.nvme_bytes_per_day(seconds)),
     }
 
 

@@ -139,8 +139,8 @@ def _waits(metrics: StepMetrics, expected: Expected | None) -> list[str]:
 
 
 def _wear(metrics: StepMetrics) -> list[str]:
-    """What the drive takes, where it takes anything."""
-    if metrics.spilling is None or not metrics.spilling.nvme_bytes_per_step:
+    """What a host's drives take, where they take anything."""
+    if not metrics.nvme_bytes:
         return []
-    a_day = metrics.spilling.nvme_bytes_per_day(metrics.seconds)
-    return [f"{size_text(round(metrics.spilling.nvme_bytes_per_step))} written a step, {size_text(round(a_day))} a day"]
+    step, day = round(metrics.nvme_bytes), round(metrics.nvme_bytes_per_day)
+    return [f"{size_text(step)} written a step, {size_text(day)} a day"]

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from ciuic_dist.monitor.units import duration_text, size_text
 
-_DAY = 86400
-
 
 @dataclass(frozen=True, slots=True)
 class LinkStats:
@@ -53,13 +51,14 @@ class Spilling:
         return self.right / self.guesses if self.guesses else 1.0
 
     @property
-    def nvme_bytes_per_step(self) -> float:
-        """Bytes written to NVMe a step, on this rank: what wears a drive."""
-        return self._nvme_bytes / self.steps if self.steps else 0.0
+    def nvme_bytes(self) -> int:
+        """Bytes written to NVMe on this rank: what wears a drive."""
+        return self.links.get("device->nvme", LinkStats()).bytes
 
-    def nvme_bytes_per_day(self, seconds: float) -> float:
-        """The same for a day, if all of it took ``seconds``."""
-        return self._nvme_bytes * _DAY / seconds
+    @property
+    def nvme_bytes_per_step(self) -> float:
+        """The same a step."""
+        return self.nvme_bytes / self.steps if self.steps else 0.0
 
     def since(self, before: Spilling) -> Spilling:
         """What has moved after ``before`` was taken."""
@@ -74,10 +73,6 @@ class Spilling:
             self.guesses - before.guesses,
             self.right - before.right,
         )
-
-    @property
-    def _nvme_bytes(self) -> int:
-        return self.links.get("device->nvme", LinkStats()).bytes
 
 
 def _difference(now: LinkStats, before: LinkStats) -> LinkStats:

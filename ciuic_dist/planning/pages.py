@@ -8,6 +8,10 @@ STATE_SLOTS: Final = 9
 """The least that optimizer state needs: for one span of AdamW with a split master, for what comes, for what leaves."""
 GRADIENT_SLOTS: Final = 3
 """The least that gradients need: in use, coming, leaving."""
+PAGED_SHARD_MULTIPLE: Final = 4096
+"""Elements of which a shard is a whole number where it comes and goes: then it is whole pages of memory."""
+PAGES_OF_A_FLAT: Final = 2
+"""Of each rank, at least: a flat is what is exchanged at once, so units are divided, but a shard takes whole pages."""
 LARGEST_ON_HOSTS: Final = 4 << 20
 """Bytes of a page where the device is the host's memory."""
 LARGEST_ON_ACCELERATORS: Final = 32 << 20

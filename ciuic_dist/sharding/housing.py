@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ciuic_dist.memory.frames import Frames, Window
 from ciuic_dist.memory.place import FramedPlace, Place, StoragePlace
+from ciuic_dist.planning.pages import PAGED_SHARD_MULTIPLE
 from ciuic_dist.sharding.flat import Flat
-from ciuic_dist.sharding.layout import PAGED_SHARD_MULTIPLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,6 @@ are the same however a unit is divided into flats."""
 SHARD_MULTIPLE = 128
 """Elements. A shard is a whole number of these, so that collectives and kernels see aligned memory."""
 
-PAGED_SHARD_MULTIPLE = 4096
-"""Elements; the same where shards come and go: then they are whole pages of memory."""
-
 
 @dataclass(frozen=True, slots=True)
 class Slot:

@@ -27,15 +27,13 @@ from ciuic_dist.monitor.units import size_text
 from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.flight import DRIVE_THREADS, UNITS_IN_FLIGHT
-from ciuic_dist.planning.pages import GRADIENT_SLOTS, STATE_SLOTS, page_bytes
+from ciuic_dist.planning.pages import GRADIENT_SLOTS, PAGES_OF_A_FLAT, STATE_SLOTS, page_bytes
 from ciuic_dist.planning.residency import stay
 from ciuic_dist.sharding.columns import PagedColumn
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import Homes, SpilledShard, cannot_extend
 from ciuic_dist.sharding.housing import Housed, StorageHousing, WindowHousing, shows_frames
 
-_PAGES_OF_A_FLAT = 2
-"""Of each rank, at least: a flat is what is exchanged at once, so units are divided, but a shard takes whole pages."""
 _FINER_ALONE = 8
 """By which factor pages are smaller where none moves: less of them stays empty."""
 _UNSEEN = 16 << 20
@@ -71,6 +69,8 @@ class Spill:
         self.gradients = self._pager(GRADIENT_SLOTS)
         self.steps = 0
         self.transient = 0
+        self.beyond = 0
+        """Bytes by which the process has grown that the budget has no room for."""
         self.activations = budgets.activations
         self.gradient_slots = 0
         """Pages of gradients that are kept for the update."""
@@ -100,7 +100,7 @@ class Spill:
 
     def flat_bytes(self, world: int) -> int:
         """What a flat of ``world`` shards takes at least, in units that are larger."""
-        return _PAGES_OF_A_FLAT * self._finer * self.page_bytes * world
+        return PAGES_OF_A_FLAT * self._finer * self.page_bytes * world
 
     def gradient(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
         """Gradients in pages."""
@@ -244,9 +244,12 @@ class Spill:
     def transient_bytes(self, counted: int, grown: int) -> int:
         """Of activations and temporary values: as ``counted``, or more where the process has ``grown`` by more.
 
-        No more than there is room for: what a small budget has no room for may be the libraries' own.
+        No more than there is room for: what a small budget has no room for may be the libraries' own, and is
+        ``beyond`` it.
         """
-        return max(counted, min(round((grown - _UNSEEN) * _HEAP_GROWTH), self.most_transient))
+        wanted = round((grown - _UNSEEN) * _HEAP_GROWTH)
+        self.beyond = max(0, wanted - max(counted, self.most_transient))
+        return max(counted, min(wanted, self.most_transient))
 
     @property
     def most_transient(self) -> int:

@@ -73,7 +73,7 @@ def test_a_line_holds_what_a_step_showed(tmp_path: Path) -> None:
         "tokens_per_s": 1234.5,
         "grad_norm": 0.5,
         "lr": 1e-3,
-        "memory": {"device": {"used": 3 << 20, "peak": 5 << 30}},
+        "memory": {"device": {"used": 3 << 20, "peak": 5 << 30, "budget": None}},
         "samples": [0, 12],
     }
     assert json.loads(lines[0]) == expected
@@ -149,7 +149,7 @@ def test_without_a_terminal_there_is_a_plain_line_now_and_then() -> None:
 
 
 def test_what_spilled_is_recorded_and_shown(tmp_path: Path) -> None:
-    spilled, stream = replace(step_metrics(1), spilling=MOVED), io.StringIO()
+    spilled, stream = replace(step_metrics(1), spilling=MOVED, nvme_bytes=3 << 20), io.StringIO()
     with MetricsFile(tmp_path / "metrics.jsonl") as file, Progress(1, stream=stream) as progress:
         file.write(spilled)
         progress.update(spilled)
@@ -159,6 +159,7 @@ def test_what_spilled_is_recorded_and_shown(tmp_path: Path) -> None:
         "stall_seconds": 0.25,
         "hit_rate": 0.75,
         "faults": 2,
+        "unforeseen": 0,
         "guesses": 8,
         "guess_rate": 0.25,
         "nvme_bytes_per_day": (3 << 20) * 43200,

@@ -11,9 +11,10 @@ from torch import nn
 from ciuic_dist.memory.budget import Budgets
 from ciuic_dist.memory.extent import Extent
 from ciuic_dist.memory.place import StoragePlace
+from ciuic_dist.planning.pages import PAGED_SHARD_MULTIPLE
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import SpilledShard
-from ciuic_dist.sharding.layout import PAGED_SHARD_MULTIPLE, lay_out
+from ciuic_dist.sharding.layout import lay_out
 from ciuic_dist.sharding.spill import Spill
 
 
