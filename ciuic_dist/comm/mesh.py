@@ -51,11 +51,14 @@ class Mesh:
         if self.replicas == 1:
             yield None
             return
-        group = self.new_sharding()
-        yield group
-        if device().type != "cpu":
-            torch.accelerator.synchronize()
-        end_groups([group])
+        with _for_a_while(self.new_sharding()) as group:
+            yield group
+
+    @contextmanager
+    def replication(self) -> Iterator[dist.ProcessGroup]:
+        """Those that hold what this rank holds, for a while. Collective over all ranks."""
+        with _for_a_while(self.new_replication()) as group:
+            yield group
 
     def new_sharding(self) -> dist.ProcessGroup:
         """This rank's group, for operations that don't wait for those of others. Collective over all ranks."""
@@ -64,3 +67,11 @@ class Mesh:
     def new_replication(self) -> dist.ProcessGroup:
         """Of those that hold what this rank holds. Collective over all ranks."""
         return new_group([[*range(place, world_size(), self.size)] for place in range(self.size)])
+
+
+@contextmanager
+def _for_a_while(group: dist.ProcessGroup) -> Iterator[dist.ProcessGroup]:
+    yield group
+    if device().type != "cpu":
+        torch.accelerator.synchronize()
+    end_groups([group])

@@ -96,6 +96,10 @@ class Clock:
         """Of so many of each."""
         return sum(count * self._one(str(call)) for call, count in calls.items())
 
+    def alone(self, calls: Mapping[Call, int]) -> float:
+        """The same as it was measured one by one, wherever they were seen since."""
+        return sum(count * self.known[str(call)] for call, count in calls.items())
+
     def whole(self, name: str, *, backward: bool) -> float:
         """Seconds of a unit's forward or backward, 0 where it can't be run by itself."""
         return self.known[_text(name, backward=backward)]

@@ -11,6 +11,7 @@ from ciuic_dist.estimate.cache import Cache
 from ciuic_dist.estimate.calls import Clock
 from ciuic_dist.estimate.probe import probe, room
 from ciuic_dist.memory.budget import Memory
+from ciuic_dist.planning.machine import Machine
 
 
 class Here:
@@ -24,7 +25,7 @@ class Here:
         known, drive = self._cache.machine, on_rank_zero(lambda: _drive(budgets.folder))
         if known is not None and (not wanted or drive == self._cache.drive):
             self._drive = self._cache.drive
-            self.machine = replace(known, nvme=wanted, **room())
+            self.machine = replace(known, **room(wanted))
         else:
             self._drive = drive
             self.machine = probe(budgets.folder, wanted)
@@ -34,6 +35,16 @@ class Here:
     def remember(self) -> None:
         """For the next time."""
         self._cache.keep(self.machine, self.clock.known if self.clock else {}, self._drive)
+
+
+def measure_anew() -> Machine:
+    """The machine that the ranks run on, without its drives. Collective.
+
+    What was known of it is forgotten, operators too, and this remembered.
+    """
+    machine = probe()
+    Cache().keep(machine, {})
+    return machine
 
 
 def _drive(folder: Path | None) -> int | None:

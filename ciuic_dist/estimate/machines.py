@@ -84,6 +84,13 @@ def parse(text: str, name: str) -> Machine:
     return machine
 
 
+def text_of(machine: Machine) -> str:
+    """YAML that ``parse`` makes ``machine`` of, in bytes, seconds and what there is of them a second."""
+    values = {field.name: (getattr(machine, field.name), field.default) for field in dataclasses.fields(machine)}
+    del values["name"]
+    return "\n".join(f"{name}: {str(value).lower()}" for name, (value, default) in values.items() if value != default)
+
+
 def _value(kind: Any, key: str, value: Any, name: str) -> Any:
     units = _UNITS.get(key, _BYTES)
     if kind is bool or (kind is int and isinstance(value, int)):
@@ -111,7 +118,7 @@ def _check(machine: Machine) -> None:
         if getattr(machine, field) <= 0:
             raise ConfigError(f"machine {machine.name}: {field} must be above zero")
     needed = {
-        "peers": machine.devices > 1 and not machine.shared,
+        "peers": machine.devices > 1 and not machine.maps(machine.world),
         "network": machine.nodes > 1,
         "up": bool(machine.host),
         "down": bool(machine.host),

@@ -21,7 +21,7 @@ _WORTH = 0.01
 """The least gain that advice mentions."""
 _CHANGING = 0.05
 """By which part another way has to be quicker before a run changes to it."""
-_PLAYED = 8
+_PLAYED = 4
 """Choices that are played for a piece of advice: what it promises is the least that there is to gain."""
 
 
@@ -50,6 +50,7 @@ def make_plan(
         found = kept
     choice, forecast = found.choice, found.forecast
     profile = profile_of(choice.micro_batch)
+    host, nvme = _budgets(machine, forecast)
     return Plan(
         model=name,
         machine=machine,
@@ -59,15 +60,28 @@ def make_plan(
         accumulation=choice.accumulation,
         spills=forecast.spills,
         device=machine.memory,
-        host=forecast.host * machine.devices,
-        nvme=forecast.nvme * machine.devices,
+        host=host * machine.devices,
+        nvme=nvme * machine.devices,
         recompute=not choice.below and Way.RECOMPUTE in choice.ways,
         units=_units(profile, found),
         residency=_residency(forecast, machine),
         predicted=_prediction(found, in_memory_seconds(profile_of, machine, training, limits), training),
-        advice=tuple(_advice(profile_of, machine, training, limits, forecast.seconds)),
+        advice=tuple(_advice(profile_of, machine, training, limits, forecast)),
         group=choice.group,
     )
+
+
+def _budgets(machine: Machine, forecast: Forecast) -> tuple[int, int]:
+    """Bytes of each device that its host's memory and drives are given: room for all that may leave, and at once.
+
+    That is what leaves in the first steps.
+    """
+    needs, spilled = forecast.footprint, forecast.spilled
+    whole = needs.spillable + spilled.activations + needs.ends
+    if not forecast.spills or (not spilled.total and whole > machine.node_host):  # the device alone will do
+        return 0, 0
+    host = min(whole, machine.node_host)
+    return host, min(whole - host, machine.node_nvme)
 
 
 def _units(profile: Profile, found: Found) -> tuple[UnitPlan, ...]:
@@ -115,32 +129,42 @@ def _prediction(found: Found, in_memory: float, training: Training) -> Predictio
 
 
 def _advice(
-    profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None, seconds: float
+    profile_of: ProfileOf, machine: Machine, training: Training, limits: Limits | None, now: Forecast
 ) -> Iterator[Advice]:
     """What would help, the most helpful first."""
     gains = []
-    for change, changed in _changes(machine):
+    for change, where, what in _changes(machine, training, now):
         try:
-            found = search(profile_of, changed, training, limits, most=_PLAYED)
+            found = search(profile_of, where, what, limits, most=_PLAYED)
         except DoesNotFit:
             continue
-        gains.append(Advice(change, seconds / found.forecast.seconds - 1))
+        gains.append(Advice(change, now.seconds / found.forecast.seconds - 1))
     yield from sorted((entry for entry in gains if entry.gain >= _WORTH), key=lambda entry: -entry.gain)
 
 
-def _changes(machine: Machine) -> Iterator[tuple[str, Machine]]:
+def _changes(machine: Machine, training: Training, now: Forecast) -> Iterator[tuple[str, Machine, Training]]:
+    for change, where in _larger(machine, now):
+        yield change, where, training
+    if training.state_dtype == "fp32" and now.spilled.state and not machine.shared:  # what it costs a CPU isn't known
+        yield "optimizer state in 8 bits, which isn't exact", machine, replace(training, state_dtype="8bit")
+
+
+def _larger(machine: Machine, now: Forecast) -> Iterator[tuple[str, Machine]]:
+    """What is in use, and among links between devices what computation doesn't hide."""
+    waits = now.unspilled - now.computing > _WORTH * now.seconds
     yield "+16 GiB on each device", replace(machine, memory=machine.memory + 16 * _GIB)
     if machine.host:
         yield "+32 GiB of host memory a device", replace(machine, host=machine.host + 32 * _GIB * machine.devices)
+    if "link to the host" in now.resources:
         yield "twice the link to the host", replace(machine, up=2 * machine.up, down=2 * machine.down)
-    if machine.nvme:
+    if "drives" in now.resources:
         yield (
             "twice the drives",
             replace(machine, nvme=2 * machine.nvme, read=2 * machine.read, write=2 * machine.write),
         )
-    if machine.devices > 1 and not machine.shared:
+    if waits and machine.devices > 1 and not machine.maps(machine.world):
         yield "twice the links between devices", replace(machine, peers=2 * machine.peers)
-    if machine.nodes > 1:
+    if waits and machine.nodes > 1:
         yield "twice the network", replace(machine, network=2 * machine.network)
 
 
@@ -148,7 +172,7 @@ def _refusal(name: str, machine: Machine, failure: DoesNotFit) -> str:
     needs = failure.needs
     text = f"{name} doesn't fit {machine.name}: "
     if failure.device is None:
-        text += f"its activations find no room below the {size_text(machine.memory, floor)} of each device"
+        text += f"what has to be below the {size_text(machine.memory, floor)} of each device finds no room there"
     else:
         needed, there = size_text(failure.device, ceil), size_text(machine.memory, floor)
         text += f"each device needs {needed} at the least and has {there}"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, Final
 
 import torch
+from torch.distributed import ProcessGroup
 
 from ciuic_dist.comm import groups
 from ciuic_dist.comm.collectives import start_gather
+from ciuic_dist.comm.mesh import Mesh
 from ciuic_dist.comm.room import available
 from ciuic_dist.estimate.drive import measure_drive
 from ciuic_dist.estimate.showing import measure_showing
@@ -43,8 +45,7 @@ def probe(folder: Path | None = None, nvme: int = 0) -> Machine:
     ``folder``, ``nvme``: where pages may be spilled to, and how many bytes of all ranks of a host.
     """
     where = groups.device()
-    hosts = groups.gather_objects(groups.host_identity())
-    nodes = len(set(hosts))
+    nodes, devices = arranged(groups.gather_objects(groups.host_identity()))
     drive = None if folder is None else measure_drive(folder, LARGEST_ON_HOSTS, _WRITTEN)
     mine = {
         "bf16": matrix_rate(torch.bfloat16, where),
@@ -52,7 +53,7 @@ def probe(folder: Path | None = None, nvme: int = 0) -> Machine:
         "bandwidth": _copy_rate(where, where) * 2,  # read and written
         "launch": _seconds(_chain(where), where) / (2 * _LINKS),
         "update": _update_rate(where),
-        "peers": _gather_rate(where),
+        **_link_rates(where, nodes, devices),
         "up": 0.0 if where.type == "cpu" else _copy_rate(torch.device("cpu"), where),
         "down": 0.0 if where.type == "cpu" else _copy_rate(where, torch.device("cpu")),
         "read": 0.0 if drive is None else drive.read,
@@ -62,29 +63,35 @@ def probe(folder: Path | None = None, nvme: int = 0) -> Machine:
     }
     everyone = groups.gather_objects(mine)
     rates: dict[str, Any] = {name: mean(each[name] for each in everyone) for name in mine}
-    devices = -(-len(hosts) // nodes)
-    on_host = where.type == "cpu"
-    rates |= {name: rates[name] * devices for name in ("read", "write")}
-    rates["network"] = rates["peers"] * devices if nodes > 1 else 0.0
-    return Machine(
-        name="this machine",
-        nodes=nodes,
-        devices=devices,
-        nvme=nvme,
-        **room(),
-        shared=on_host and nodes == 1,
-        **rates,
-    )
+    rates |= {name: rates[name] * devices for name in ("read", "write", "network")}
+    return Machine(name="this machine", nodes=nodes, devices=devices, **room(nvme), shared=where.type == "cpu", **rates)
 
 
-def room() -> dict[str, Any]:
-    """Bytes that are free now on each device, and in the host's memory where that is another tier. Collective."""
+def arranged(hosts: Sequence[str]) -> tuple[int, int]:
+    """How many nodes of how many devices ranks on these hosts are.
+
+    Each rank is a node of its own where hosts have different numbers of ranks or take turns.
+    """
+    devices = hosts.count(hosts[0])
+    rows = [set(hosts[first : first + devices]) for first in range(0, len(hosts), devices)]
+    whole = all(len(row) == 1 for row in rows) and len(set.union(*rows)) * devices == len(hosts)
+    return (len(rows), devices) if whole else (len(hosts), 1)
+
+
+def room(nvme: int = 0) -> dict[str, Any]:
+    """Bytes that are free now: on each device; of a node's memory, where that is another tier; of ``nvme`` a host.
+
+    Collective.
+    """
     where = groups.device()
     hosts = groups.gather_objects(groups.host_identity())
+    most = max(map(hosts.count, hosts))
+    _, devices = arranged(hosts)
     free = min(groups.gather_objects(available()))
+    drives = nvme * devices // most
     if where.type == "cpu":
-        return {"memory": free // max(map(hosts.count, hosts)), "host": 0}
-    return {"memory": min(groups.gather_objects(_free(where))), "host": free}
+        return {"memory": free // most, "host": 0, "nvme": drives}
+    return {"memory": min(groups.gather_objects(_free(where))), "host": free * devices // most, "nvme": drives}
 
 
 def matrix_rate(dtype: torch.dtype, where: torch.device, side: int = _SIDE) -> float:
@@ -125,14 +132,31 @@ def _update_rate(where: torch.device) -> float:
     return count / _seconds(optimizer.step, where)
 
 
-def _gather_rate(where: torch.device) -> float:
-    """Bytes a second that a rank gets from others."""
-    world = groups.world_size()
-    if world == 1:
-        return 0.0
-    part = torch.ones(_COPIED // world, dtype=torch.uint8, device=where)
-    whole = torch.empty(len(part) * world, dtype=torch.uint8, device=where)
-    return len(part) * (world - 1) / _seconds(lambda: start_gather(whole, part, "a probe").land(), where)
+def _link_rates(where: torch.device, nodes: int, devices: int) -> dict[str, float]:
+    """What a rank gets from the others of its node, and from other nodes, while all ranks do; and a small gather."""
+    world = nodes * devices
+    rates = {"peers": 0.0, "network": 0.0, "latency": _gather_seconds(world, where) if world > 1 else 0.0}
+    if world > 1 and 1 in (nodes, devices):
+        rates["peers" if nodes == 1 else "network"] = _gather_rate(world, where)
+    elif world > 1:
+        mesh = Mesh(devices)
+        with mesh.sharding() as node:
+            rates["peers"] = _gather_rate(devices, where, node)
+        with mesh.replication() as across:
+            rates["network"] = _gather_rate(nodes, where, across)
+    return rates
+
+
+def _gather_rate(ranks: int, where: torch.device, group: ProcessGroup | None = None) -> float:
+    """Bytes a second that a rank gets from the others of a ``group`` of so many."""
+    return _COPIED * (ranks - 1) / ranks / _gather_seconds(ranks, where, group, _COPIED // ranks)
+
+
+def _gather_seconds(ranks: int, where: torch.device, group: ProcessGroup | None = None, each: int = 1) -> float:
+    """Of gathering ``each`` bytes of every rank."""
+    part = torch.ones(each, dtype=torch.uint8, device=where)
+    whole = torch.empty(each * ranks, dtype=torch.uint8, device=where)
+    return _seconds(lambda: start_gather(whole, part, "a probe", group).land(), where)
 
 
 def _larger(size: int, where: torch.device) -> int:

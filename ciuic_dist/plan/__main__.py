@@ -3,6 +3,7 @@
 Settings are those of ``ciuic_dist.train``. What isn't given of ``data.sequence_length``, ``train.global_batch``,
 ``train.precision``, ``engine.stage`` and ``train.micro_batch`` is chosen for the machine.
 ``--json`` prints the plan as JSON, ``--picture FILE.png`` draws a step.
+``machine=probe`` and no model: measures this machine anew, and prints it as a YAML file of one's own has it, or JSON.
 
 Exit codes: 0 there is a plan; 2 the settings are wrong, or nothing fits.
 """
@@ -12,12 +13,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ciuic_dist.planning.machine import Machine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the plan that ``arguments`` (default: the command line's) ask for; returns the exit code."""
     from ciuic_dist.comm import groups
     from ciuic_dist.config import ConfigError
+    from ciuic_dist.estimate.here import measure_anew
     from ciuic_dist.memory.budget import BudgetError
     from ciuic_dist.plan.command import help_text, parse, planned
 
@@ -29,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = parse(arguments)
         if command.machine is None:
             groups.init()
-        made = planned(command)
+        if command.config is None:
+            return _show(measure_anew(), as_json=command.json)
+        made = planned(command.config, command)
     except (ConfigError, BudgetError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
@@ -40,6 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ciuic_dist.estimate.picture import draw
 
         draw(made.plan, made.profile, Path(command.picture))
+    return 0
+
+
+def _show(machine: Machine, *, as_json: bool) -> int:
+    import json
+    from dataclasses import asdict
+
+    from ciuic_dist.comm import groups
+    from ciuic_dist.estimate.machines import text_of
+
+    if groups.rank() == 0:
+        fields = {key: value for key, value in asdict(machine).items() if key != "name"}
+        print(json.dumps(fields) if as_json else text_of(machine))
     return 0
 
 

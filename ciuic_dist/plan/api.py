@@ -29,6 +29,7 @@ def plan(
     sequences: int,
     memory: Memory | None = None,
     stage: int | None = None,
+    group: int | None = None,
     mixed_precision: str | None = None,
     units: UnitRule = None,
     clips: bool = True,
@@ -40,16 +41,21 @@ def plan(
     this and measure what isn't known of them. ``batch``: what a forward is given for one sample (a
     tensor, several, or a dict by name), of which only the shapes count; ``sequences``: samples of a step, over all
     ranks. ``memory``: what tiers may hold, where that is less than the machine has. ``stage`` None: to be chosen.
+    ``group``: so many ranks shard among themselves, as in ``cd.shard``; None: to be chosen.
     ``clips``: gradients are clipped, so nothing is updated before the backward is over.
 
     Raises ConfigError for a machine that there isn't, BudgetError where nothing fits, with the least that would,
-    ValueError where ``sequences`` can't be divided among the ranks, and for a stage or precision that there isn't.
+    ValueError where ``sequences`` or ranks can't be divided, and for a stage or precision that there isn't.
     """
     if stage not in (None, 0, 1, 2, 3) or mixed_precision not in PRECISIONS:
         raise ValueError(f"stage must be 0 to 3 and mixed_precision None or 'bf16', not {stage!r}, {mixed_precision!r}")
     module = model if isinstance(model, nn.Module) else _made(model)
     here = Here(memory or Memory()) if machine == PROBE else None
     where = here.machine if here else load(machine) if isinstance(machine, str) else machine
+    if group not in (None, where.world) and (stage == 0 or group not in range(2, where.world) or where.world % group):
+        raise ValueError(
+            f"group={group!r} must be None or a divisor of the {where.world} ranks, 2 at the least, at stage 1 or more"
+        )
     allowed = within(where, memory or Memory())
     args, kwargs = given(batch)
     length = max((value.shape[1] for value in (*args, *kwargs.values()) if value.dim() > 1), default=1)
@@ -64,7 +70,7 @@ def plan(
         most=max(1, sequences // where.world),
         clock=here.clock if here else None,
     )
-    made = make_plan(type(module).__name__, profile_of, allowed, training, Limits(stage))
+    made = make_plan(type(module).__name__, profile_of, allowed, training, Limits(stage, group=group))
     if here:
         here.remember()
     return made

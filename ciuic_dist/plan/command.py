@@ -26,7 +26,8 @@ class Command:
 
     machine: Machine | None
     """None: this one."""
-    config: Config
+    config: Config | None
+    """None: no model is given, the machine itself is asked for."""
     given: frozenset[str]
     json: bool
     picture: str | None
@@ -51,7 +52,8 @@ def parse(arguments: Sequence[str]) -> Command:
         raise ConfigError(f"no machine: add machine=<name>; there are {known}, or name a YAML file")
     machine = None if name == PROBE else machines.load(name)
     given = frozenset(argument.lstrip("+").partition("=")[0] for argument in rest)
-    return Command(machine, compose(rest), given, "--json" in arguments, picture)
+    config = None if name == PROBE and not rest and picture is None else compose(rest)
+    return Command(machine, config, given, "--json" in arguments, picture)
 
 
 def _check_picture(path: Path) -> None:
@@ -62,12 +64,12 @@ def _check_picture(path: Path) -> None:
         raise ConfigError(f"--picture {path}: there is no folder {path.parent}")
 
 
-def planned(command: Command) -> Planned:
+def planned(config: Config, command: Command) -> Planned:
     """Raises ConfigError where the settings can't be, BudgetError where nothing fits.
 
     Collective where the machine is this one: all ranks measure it.
     """
-    config, machine = command.config, command.machine
+    machine = command.machine
     if machine is not None:
         config = _suited(config, command.given, machine)
         check_length(config)

@@ -12,12 +12,16 @@ from ciuic_dist.planning.pages import (
     GRADIENT_SLOTS,
     LARGEST_ON_ACCELERATORS,
     LARGEST_ON_HOSTS,
+    PAGED_SHARD_MULTIPLE,
+    PAGES_OF_A_FLAT,
     STATE_SLOTS,
     page_bytes,
 )
 from ciuic_dist.planning.profile import Pass, Profile
 from ciuic_dist.planning.training import Choice, Training
 
+_COLUMNS = 3
+"""Of a flat beside its parameters and the lower halves of masters: gradients, and two moments."""
 _IN_FLIGHT = 2
 """Full units at a time: in use, and coming."""
 
@@ -36,6 +40,8 @@ class Footprint:
     passing: int
     """Of the last three, that have to be there at a time at the least."""
     page: int
+    ends: int
+    """Of pages below that aren't full, at the most: each column of a flat ends in one of its own."""
 
     @property
     def pinned(self) -> int:
@@ -44,7 +50,7 @@ class Footprint:
 
     @property
     def spillable(self) -> int:
-        """What can."""
+        """What can; in the first steps, which show what the device has room for, all but what passes does."""
         return self.parameters + self.gradients + self.state
 
     @property
@@ -68,14 +74,24 @@ def footprint(profile: Profile, training: Training, choice: Choice, machine: Mac
     page = page_bytes(machine.memory, LARGEST_ON_HOSTS if machine.shared else LARGEST_ON_ACCELERATORS)
     return Footprint(
         transient=transient(profile, choice),
-        fixed=(root // (ranks if machine.shared else 1) + _full(sizes, choice, machine)) * training.weight
+        fixed=(root // (ranks if machine.maps(ranks) else 1) + _full(sizes, choice, machine)) * training.weight
         + _landing(profile, training, choice, machine, spills=spills),
         parameters=(total - root) * training.weight // owners,
         gradients=kept * training.gradient // ranks,
         state=int(profile.trained * training.state / ranks),
         passing=UNITS_IN_FLIGHT * largest * training.weight // owners + (STATE_SLOTS + GRADIENT_SLOTS) * page,
         page=page,
+        ends=_ends(profile, training, choice, machine, page),
     )
+
+
+def _ends(profile: Profile, training: Training, choice: Choice, machine: Machine, page: int) -> int:
+    """A flat has some pages of fp32 on each rank at the least, so it has as many ends as ranks keep a part of it."""
+    ranks = choice.shards(machine.world)
+    copies = 1 if machine.maps(ranks) or choice.stage == 3 else ranks
+    columns = copies + _COLUMNS + (training.precision == "bf16")
+    flats = sum(1 + unit.parameters * 4 // (PAGES_OF_A_FLAT * page * ranks) for unit in profile.units)
+    return flats * columns * (page + PAGED_SHARD_MULTIPLE * 4)
 
 
 def consumes(training: Training, choice: Choice, machine: Machine) -> bool:
@@ -83,19 +99,19 @@ def consumes(training: Training, choice: Choice, machine: Machine) -> bool:
 
     Between devices reductions end later than the backward goes on.
     """
-    at_once = machine.shared or machine.world == 1
+    at_once = machine.maps(choice.ranks(machine.world)) or machine.world == 1
     return at_once and not training.clips and choice.accumulation == 1
 
 
 def holders(choice: Choice, machine: Machine) -> int:
     """Ranks that each have a part of a unit's parameters; those of one host share what they have in full."""
-    least = 1 if machine.shared else 3
+    least = 1 if machine.maps(choice.ranks(machine.world)) else 3
     return choice.shards(machine.world) if choice.stage >= least else 1
 
 
 def _full(sizes: list[int], choice: Choice, machine: Machine) -> int:
     """Parameters that a rank has in full beside its part of them."""
-    if machine.shared or holders(choice, machine) == 1:
+    if machine.maps(choice.ranks(machine.world)) or holders(choice, machine) == 1:
         return 0
     return min(_IN_FLIGHT * max(sizes[:-1], default=0), sum(sizes[:-1])) + sum(_staying(sizes, choice))
 
@@ -108,7 +124,7 @@ def _landing(profile: Profile, training: Training, choice: Choice, machine: Mach
         return root * (training.gradient if spills else training.weight)
     waits = choice.stage < 2 and choice.accumulation > 1  # for the last micro-batch's
     summing = 0 if choice.group is None else 2 * max(largest, root) // choice.group * training.gradient
-    if machine.shared:  # beside those, a mailbox
+    if machine.maps(choice.ranks(machine.world)):  # beside those, a mailbox
         mailbox = min(MAILBOX_SLOTS * largest + root, total) if choice.stage >= 2 or spills else total
         return total * training.gradient * waits + mailbox * training.weight + summing
     if choice.stage < 2 and (waits or not spills):  # what was made once is kept

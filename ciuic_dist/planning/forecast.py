@@ -131,7 +131,8 @@ def _spilled(needs: Footprint, machine: Machine, profile: Profile, choice: Choic
     """None where it doesn't fit."""
     activations = _offloaded(profile, choice)
     short = _short(needs, machine)
-    if needs.least > machine.memory or short + activations > machine.node_host + machine.node_nvme:
+    wanted = activations + (needs.spillable if short or choice.below else 0)
+    if needs.least > machine.memory or wanted > _below(machine):
         return None
     state = min(short, needs.state)
     gradients = min(short - state, needs.gradients)
@@ -144,20 +145,25 @@ def _short(needs: Footprint, machine: Machine) -> int:
     return min(short + needs.passing, needs.spillable) if short else 0
 
 
+def _below(machine: Machine) -> int:
+    return machine.node_host + machine.node_nvme
+
+
 def failure(profile: Profile, machine: Machine, training: Training, choice: Choice) -> DoesNotFit:
     """What would do for a choice that doesn't fit: pages grow with the device, and with them what passes."""
-    activations = _offloaded(profile, choice)
-    below = machine.node_host + machine.node_nvme
+    activations, below = _offloaded(profile, choice), _below(machine)
     needs = footprint(profile, training, choice, machine, spills=True)
-    lacking = None if needs.least > machine.memory else _short(needs, machine) + activations - below
-    if activations > below:
+    lacking = None if needs.least > machine.memory else needs.spillable + activations - below
+    if activations + (needs.spillable if choice.below else 0) > below:
         return DoesNotFit(None, lacking, needs)
     plain = footprint(profile, training, choice, machine, spills=choice.below).total
     device, wanted = 0, machine.memory
     while device < wanted:
         device = wanted
         there = footprint(profile, training, choice, replace(machine, memory=device), spills=True)
-        wanted = min(plain, there.total, there.least + max(0, there.spillable + activations - below))
+        wanted = min(plain, there.total)
+        if there.spillable + activations <= below:
+            wanted = min(wanted, there.least)
     return DoesNotFit(device, lacking, needs)
 
 
@@ -202,5 +208,6 @@ def _resources(
 
 
 def in_memory(machine: Machine) -> Machine:
-    """The same machine with memory to spare on its devices."""
-    return replace(machine, memory=1 << 62)
+    """The same machine with memory to spare on its devices, and in the tiers that it has."""
+    spare = 1 << 62
+    return replace(machine, memory=spare, host=machine.host and spare, nvme=machine.nvme and spare)

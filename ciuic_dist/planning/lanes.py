@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
-from ciuic_dist.planning.training import Choice, Training
+from ciuic_dist.planning.training import STATE_BYTES, Choice, Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,39 +49,45 @@ class _Work:
     gather: int
     """Bytes to be gathered before, reduced after."""
     reduce: int
-    last: bool
-    """Other groups' gradients are added to what was reduced."""
+    added: float
+    """Bytes of a rank's sum, to which those of other groups are added."""
 
 
 def lanes(profile: Profile, machine: Machine, training: Training, choice: Choice) -> Lanes:
     """Play a step. A unit is gathered while the one before it computes; gradients are reduced behind the backward."""
     update = update_seconds(profile, machine, training, choice)
-    first = _Player(machine, choice)
-    first.play(_works(profile, machine, training, choice, number=0))
-    players = [first]
-    seconds, computing, sending, sent = first.now, first.computing, first.sending, first.sent
-    if choice.accumulation > 1:
-        last = _Player(machine, choice)
-        last.play(_works(profile, machine, training, choice, number=choice.accumulation - 1))
-        players.append(last)
-        middle = _Player(machine, choice)
-        middle.play(_works(profile, machine, training, choice, number=choice.accumulation - 1, last=False))
-        many = choice.accumulation - 2
-        seconds += last.now + many * middle.now
-        computing += last.computing + many * middle.computing
-        sending += last.sending + many * middle.sending
-        sent += last.sent + many * middle.sent
-    adding = sum(player.adding for player in players)
-    stretches = tuple(tuple(player.stretches) for player in players)
-    return Lanes(seconds + update, computing + update, update, sending, adding, sent, stretches)
+    lasting = list(pass_seconds(profile, machine, training, choice))
+
+    def played(number: int, *, last: bool) -> _Player:
+        player = _Player(machine, choice)
+        player.play(_works(profile, machine, training, choice, lasting, number, last=last))
+        return player
+
+    end = choice.accumulation - 1
+    shown = [played(0, last=True)] if not end else [played(0, last=False), played(end, last=True)]
+    often = [(player, 1) for player in shown]
+    if end > 1:  # those between the first and the last are alike
+        often.append((played(end, last=False), end - 1))
+    computing = sum(times * player.computing for player, times in often)
+    return Lanes(
+        seconds=sum(times * player.now for player, times in often) + update,
+        computing=computing + update,
+        updating=update,
+        sending=sum(times * player.sending for player, times in often),
+        adding=sum(player.adding for player in shown),
+        sent=sum(times * player.sent for player, times in often),
+        micro_batches=tuple(tuple(player.stretches) for player in shown),
+    )
 
 
 def update_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> float:
     """The optimizer reads and writes its state and the weights, and reads the gradients.
 
-    Clipping reads these before that for their norm, then reads and writes them.
+    Clipping reads these before that for their norm, then reads and writes them. State in 8 bits is made fp32 and read,
+    written and read again.
     """
-    touched = 2 * training.state + 2 * training.weight + training.gradient
+    made = 4 * STATE_BYTES["fp32"] if training.state_dtype == "8bit" else 0.0
+    touched = 2 * training.state + made + 2 * training.weight + training.gradient
     own = profile.trained / choice.shards(machine.world)
     update = own / machine.update if machine.update else own * touched / machine.bandwidth
     return update + training.clips * 3 * own * training.gradient / machine.bandwidth
@@ -96,20 +102,27 @@ def pass_seconds(profile: Profile, machine: Machine, training: Training, choice:
 
 
 def _works(
-    profile: Profile, machine: Machine, training: Training, choice: Choice, number: int, last: bool | None = None
+    profile: Profile,
+    machine: Machine,
+    training: Training,
+    choice: Choice,
+    times: Sequence[float],
+    number: int,
+    *,
+    last: bool,
 ) -> Iterator[_Work]:
-    """The passes of a micro-batch. What is full since the update is gathered by the first one only.
+    """The passes of a micro-batch, which take ``times``. What is full since the update is gathered by the first only.
 
     A unit's gradients are copied to where they are reduced from, or added to what is there, as its backward ends.
     """
-    last = number == choice.accumulation - 1 if last is None else last
     sizes = [unit.parameters * training.weight for unit in profile.units]
-    gradients = [unit.trained * (training.weight if machine.shared else training.gradient) for unit in profile.units]
+    ranks = choice.ranks(machine.world)
+    mapped = machine.maps(ranks)
+    gradients = [unit.trained * (training.weight if mapped else training.gradient) for unit in profile.units]
     staying = range(profile.root - choice.gathered, profile.root)
     ends = {p.unit: index for index, p in enumerate(profile.passes)}
     full: set[int] = set()
-    timed = zip(profile.passes, pass_seconds(profile, machine, training, choice), strict=True)
-    for index, (p, seconds) in enumerate(timed):
+    for index, (p, seconds) in enumerate(zip(profile.passes, times, strict=True)):
         stays = choice.stage < 3 or p.unit in staying or p.unit == profile.root
         again = choice.stage == 3 and not stays
         turn = index and p.backward and profile.passes[index - 1].unit == p.unit
@@ -125,23 +138,22 @@ def _works(
             seconds + copied / machine.bandwidth,
             sizes[p.unit] if gathers else 0,
             _reduced(gradients[p.unit], machine, choice) if reduces else 0,
-            last,
+            profile.units[p.unit].trained * training.gradient / ranks if reduces and last and choice.group else 0.0,
         )
 
 
 def _reduced(nbytes: int, machine: Machine, choice: Choice) -> int:
     """Bytes of a rank that are sent, or on a shared machine read and written: of all ranks' mailboxes, its part."""
-    if not machine.shared:
+    ranks = choice.ranks(machine.world)
+    if not machine.maps(ranks):
         return nbytes * (1 if choice.stage else 2)
-    shards = choice.shards(machine.world)
-    moved = nbytes * ((choice.group or machine.world) + 1)
-    return moved // shards
+    return nbytes * (ranks + 1) // choice.shards(machine.world)
 
 
 class _Player:
     def __init__(self, machine: Machine, choice: Choice) -> None:
         self._machine = machine
-        self._ranks = choice.group or machine.world
+        self._ranks = choice.ranks(machine.world)
         self._apart = machine.devices // 2 < self._ranks <= machine.devices
         """A group is a node: it gathers by other links than those over which groups add up."""
         self.now = 0.0
@@ -170,13 +182,13 @@ class _Player:
 
     def _reduce(self, work: _Work, start: float, gather: tuple[float, float] | None) -> None:
         end = self.now
-        if self._machine.shared:  # every rank adds up what the others have left in memory
+        if self._machine.maps(self._ranks):  # every rank adds up what the others have left in memory
             seconds = work.reduce / self._machine.bandwidth
             self.now += seconds
             self.computing += seconds
         reduce = self._gather(work.reduce, end)
-        if reduce is not None and work.last:
-            reduce = self._add_replicas(work.reduce, reduce)
+        if work.added:
+            reduce = self._add_replicas(work.added, reduce or (self.now, self.now))
         self.stretches.append(Stretch(work.name, start, self.now, gather, reduce))
 
     def _gather(self, nbytes: int, ready: float) -> tuple[float, float] | None:
@@ -190,15 +202,12 @@ class _Player:
         self.sent += nbytes * (self._ranks - 1) / self._ranks
         return start, self._link
 
-    def _add_replicas(self, nbytes: int, reduced: tuple[float, float]) -> tuple[float, float]:
+    def _add_replicas(self, nbytes: float, reduced: tuple[float, float]) -> tuple[float, float]:
         replicas = self._machine.world // self._ranks
-        if replicas == 1:
-            return reduced
-        shard = nbytes / self._ranks
-        seconds = self._machine.replica_seconds(shard, self._ranks)
-        self.sent += 2 * shard * (replicas - 1) / replicas
+        seconds = self._machine.replica_seconds(nbytes, self._ranks)
+        self.sent += 2 * nbytes * (replicas - 1) / replicas
         if not self._apart:
-            self._link += seconds
+            self._link = max(self._link, reduced[1]) + seconds
             self.sending += seconds
             return reduced[0], self._link
         self._sums = max(self._sums, reduced[1]) + seconds

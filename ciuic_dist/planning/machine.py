@@ -50,7 +50,7 @@ class Machine:
     showing: float = 0.0
     """The same of a byte of parameters that is mapped to where the model looks for it, and hidden again."""
     shared: bool = False
-    """Devices are cores of one host: what one has the others map, nothing is sent."""
+    """Devices are cores of their node: what one has the others there map, nothing is sent between them."""
 
     @property
     def world(self) -> int:
@@ -77,17 +77,24 @@ class Machine:
         products = max(p.flops / (self.bf16 if precision == "bf16" else self.fp32), p.streamed / self.bandwidth)
         return max(products + p.touched / self.bandwidth, p.ops * self.launch)
 
+    def maps(self, ranks: int) -> bool:
+        """Whether so many neighbours have one pool."""
+        return self.shared and ranks <= self.devices
+
     def gather_seconds(self, nbytes: float, ranks: int) -> float:
         """Of an all-gather after which each of so many neighbours has ``nbytes``, or a reduce-scatter of as many.
 
-        Within a node all but a rank's own part comes from its peers; what comes from other nodes comes once.
+        Within a node all but a rank's own part comes from its peers; what comes from other nodes comes once. Over Gloo
+        each rank gets the others' parts by itself, and the processor is busy with one after the other.
         """
-        if ranks == 1 or self.shared:
+        if ranks == 1 or self.maps(ranks):
             return 0.0
-        nodes = -(-ranks // self.devices)
-        inside = nbytes * (ranks - 1) / ranks / self.peers if self.devices > 1 else 0.0
-        across = nbytes * (nodes - 1) / nodes / self.network if nodes > 1 else 0.0
-        return self.latency + max(inside, across)
+        here = min(ranks, self.devices)
+        near = (here - 1 if self.shared else ranks - 1) if here > 1 else 0
+        far = (ranks - here) * (here if self.shared else 1)
+        inside = nbytes * near / ranks / self.peers if near else 0.0
+        across = nbytes * far / ranks / self.network if far else 0.0
+        return self.latency + (inside + across if self.shared else max(inside, across))
 
     def replica_seconds(self, nbytes: float, group: int) -> float:
         """Of adding up shards of ``nbytes`` over all groups of so many neighbours, first within nodes, all at once."""
@@ -95,6 +102,7 @@ class Machine:
             return 0.0
         here = max(1, self.devices // group)
         nodes = self.world // group // here
-        inside = 2 * nbytes * (here - 1) / here / self.peers if here > 1 else 0.0
+        peers = self.peers or self.bandwidth  # of cores that have one pool else
+        inside = 2 * nbytes * (here - 1) / here / peers if here > 1 else 0.0
         across = 2 * nbytes * (nodes - 1) / nodes * (self.devices // here) / self.network if nodes > 1 else 0.0
         return self.latency + inside + across

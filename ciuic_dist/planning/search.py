@@ -117,7 +117,8 @@ def choices(profile_of: ProfileOf, machine: Machine, training: Training, limits:
                 for group in _groups(machine, stage, limits):
                     plain = Choice(stage, micro_batch, each // micro_batch, ways, below, group=group)
                     yield plain
-                    if stage == 3 and machine.world > 1 and not machine.shared and not below:
+                    sends = machine.world > 1 and not machine.maps(plain.ranks(machine.world))
+                    if stage == 3 and sends and not below:
                         yield from _gathered(plain, profile.root)
 
 
@@ -143,7 +144,7 @@ def _groups(machine: Machine, stage: int, limits: Limits) -> Iterator[int | None
             yield limits.group if limits.group != machine.world else None
         return
     yield None
-    if stage and machine.devices > 1 and not machine.shared:
+    if stage and machine.devices > 1:
         yield from (machine.devices * nodes for nodes in range(1, machine.nodes) if machine.nodes % nodes == 0)
 
 

@@ -61,9 +61,13 @@ class Choice:
     group: int | None = None
     """So many ranks shard among themselves, and each such group has a replica; None: all ranks are one."""
 
+    def ranks(self, world: int) -> int:
+        """So many shard among themselves, or at stage 0 add up gradients."""
+        return self.group or world
+
     def shards(self, world: int) -> int:
         """In how many parts what is sharded is."""
-        return (self.group or world) if self.stage else 1
+        return self.ranks(world) if self.stage else 1
 
     def way(self, unit: int) -> Way:
         """What becomes of the activations of one unit; the root, which is the last, keeps its own."""

@@ -11,7 +11,7 @@ from ciuic_dist.monitor.units import size_text
 from ciuic_dist.planning.plan import Plan, PlanError
 
 
-def memory_of(plan: Plan, memory: Memory | None) -> Memory | None:
+def memory_of(plan: Plan, memory: Memory | None, ranks_on_host: int) -> Memory | None:
     """The budgets of ``plan``; ``memory`` goes before it where it says something, and knows the folder of NVMe.
 
     Units whose activations have different ways find theirs by themselves, within the same budget. Raises BudgetError
@@ -29,7 +29,8 @@ def memory_of(plan: Plan, memory: Memory | None) -> Memory | None:
     planned = str(next(iter(ways))) if len(ways) == 1 and not plan.recompute else "auto"
     way = planned if given.activations == "auto" else given.activations
     device = plan.device if given.device is None else given.device
-    host = (plan.host or None) if given.host is None else given.host
+    planned_host = plan.host // plan.machine.devices * ranks_on_host
+    host = (planned_host or None) if given.host is None else given.host
     return replace(given, device=device, host=host, activations=way)
 
 

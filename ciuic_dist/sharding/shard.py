@@ -23,6 +23,7 @@ from ciuic_dist.memory.budget import BudgetError, Memory
 from ciuic_dist.models.deferred import defer, recipe_of
 from ciuic_dist.models.pretrained import WholePretrained, pretrained
 from ciuic_dist.monitor.units import size_text
+from ciuic_dist.planning.pages import PAGED_SHARD_MULTIPLE
 from ciuic_dist.planning.plan import Plan
 from ciuic_dist.sharding.exchange.base import Exchange
 from ciuic_dist.sharding.exchange.board import BoardLayout
@@ -35,7 +36,7 @@ from ciuic_dist.sharding.fill import fill
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.guards import guard
 from ciuic_dist.sharding.hooks import install
-from ciuic_dist.sharding.layout import PAGED_SHARD_MULTIPLE, SHARD_MULTIPLE, divide, lay_out
+from ciuic_dist.sharding.layout import SHARD_MULTIPLE, divide, lay_out
 from ciuic_dist.sharding.planned import memory_of, staying
 from ciuic_dist.sharding.registry import is_sharded, register
 from ciuic_dist.sharding.sharded import Sharded
@@ -85,11 +86,12 @@ def shard(
     stays: frozenset[str] = frozenset()
     if plan is not None:
         stays = staying(plan, [spec.name for spec in specs if spec.name])
-        stage, memory = plan.stage, memory_of(plan, memory)
+        stage = plan.stage
         group = plan.group if group is None else group
         mixed_precision = mixed_precision or ("bf16" if plan.training.precision == "bf16" else None)
     _check(model, stage, mixed_precision)
     groups.init(groups.timeout_seconds())
+    memory = memory if plan is None else memory_of(plan, memory, _ranks_on_host())
     mesh = _mesh(stage, group)
     if weights is not None:
         _find_weights(model, str(weights))
@@ -132,13 +134,16 @@ def _mesh(stage: int, group: int | None) -> Mesh:
     return mesh
 
 
+def _ranks_on_host() -> int:
+    return groups.gather_objects(groups.host_identity()).count(groups.host_identity())
+
+
 def _spill(memory: Memory | None, *, planned: bool) -> Spill | None:
     if not isinstance(memory, Memory | None):
         raise TypeError(f"memory must be a cd.Memory, such as cd.Memory(device='2GiB'), not {memory!r}")
     if memory is None:
         return None
-    ranks_on_host = groups.gather_objects(groups.host_identity()).count(groups.host_identity())
-    budgets = memory.resolve(ranks_on_host)
+    budgets = memory.resolve(_ranks_on_host())
     below = [name for name in ("host", "nvme") if getattr(memory, name) is not None]
     if budgets.device is None and below and not planned:
         raise BudgetError(f"memory.{below[0]} is for what a budget leaves over: give memory.device as well, or a plan")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import ciuic_dist as cd
 from ciuic_dist.comm.groups import rank
+from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
 from tests.dist.launch import launch
@@ -84,3 +85,36 @@ def other_plans() -> None:
 def test_ranks_with_different_plans_are_told() -> None:
     with pytest.raises(Exception, match="plan"):
         launch(other_plans, shared=False)
+
+
+CORES = Machine("cores", 1, 2, 1 << 30, 1e12, 1e12, 1e10, 1e-6, host=1 << 30, up=1e10, down=1e10, shared=True)
+
+
+def train_within(plan: Plan) -> tuple[list[float], dict[str, TierUsage]]:
+    """Five losses under the plan's own budgets, and what tiers held."""
+    model = cd.shard(made(Task(Deep)), plan=plan)
+    optimizer = cd.AdamW(model.parameters())
+    losses = []
+    for index in range(5):
+        loss = mean_square(model, Sample(rank(), index, 0))
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses, cd.status(model).tiers
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("share", [0.7, 0.9, 0.98])
+def test_a_plan_that_spills_is_followed_within_its_own_budgets(stage: int, share: float) -> None:
+    """Also one that spills less than parameters take, which need a place below all the same."""
+    roomy = cd.plan(Deep, CORES, torch.empty(1, 8), sequences=8, stage=stage)
+    device = int(share * roomy.predicted.peak["device"])
+    plan = cd.plan(Deep, replace(CORES, memory=device), torch.empty(1, 8), sequences=8, stage=stage)
+    assert plan.spills
+    assert plan.host > 2 * plan.predicted.peak.get("host", 0)
+    free = launch(train_within, roomy)
+    for (losses, tiers), (expected, _) in zip(launch(train_within, plan), free, strict=True):
+        assert losses == expected
+        assert tiers["device"].peak <= device
+        assert 0 < tiers["host"].peak <= plan.host // 2

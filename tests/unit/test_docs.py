@@ -39,6 +39,7 @@ NOT_RUN = {
     "python -m benchmarks.zoo": "it takes long; tests/dist tries a part of the zoo",
     "python -m benchmarks.state8": "it trains for minutes",
     "python -m benchmarks.plan": "it trains for minutes, and wants a quiet machine",
+    "python -m benchmarks.update": "it is run from the checkout",
     "python -m benchmarks.published": "it is run from the checkout, and takes half a minute",
 }
 _NO_CLUSTER = "it needs a Slurm cluster; tests/launchers/test_slurm.py runs the same on one of its own"

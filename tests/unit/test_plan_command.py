@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +16,13 @@ import ciuic_dist as cd
 from ciuic_dist.config import ConfigError, ModelConfig
 from ciuic_dist.estimate import calls, probe
 from ciuic_dist.estimate.job import within
-from ciuic_dist.estimate.machines import load
+from ciuic_dist.estimate.machines import load, parse
 from ciuic_dist.estimate.workload import causal_batch
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.models.build import hf_config
 from ciuic_dist.plan.__main__ import main
 from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
 
 SHORT = ["+model=llama", "data.sequence_length=32"]
@@ -171,6 +174,30 @@ def test_this_machine_is_measured_once(capsys: pytest.CaptureFixture[str], monke
     assert (first.machine.memory, first.machine.host) == (8 << 30, 0)
     assert again.machine == replace(first.machine, memory=3 << 30), "what is free now is found out anew"
     assert asked(capsys, "machine=probe", "memory.host=1GiB").machine.host == 1 << 30
+
+
+@pytest.mark.usefixtures("little")
+def test_without_a_model_this_machine_is_measured_anew_and_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "available", lambda: 8 << 30)
+    before = asked(capsys, "machine=probe")
+    assert main(["machine=probe"]) == 0
+    text = capsys.readouterr().out
+    assert parse(text, "this machine") == asked(capsys, "machine=probe").machine != before.machine
+    assert main(["machine=probe", "--json"]) == 0
+    made = Machine("this machine", **json.loads(capsys.readouterr().out))
+    assert made == asked(capsys, "machine=probe").machine
+
+
+@pytest.mark.parametrize("machine", ["8xh100", "64xh100", "gb200-nvl72"])
+def test_a_model_of_671_billion_parameters_is_planned_without_its_weights(
+    machine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It fits none of these with gradients in fp32; the refusal knows what it takes."""
+    assert main(["+model=deepseek", "model.size=v3", f"machine={machine}"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(rf"deepseek-v3 doesn't fit {machine}: each device needs 19\d\.\d\d GiB at the least", said)
 
 
 @pytest.mark.usefixtures("little")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ciuic_dist.config import ConfigError
-from ciuic_dist.estimate.machines import about, load, names, parse
+from ciuic_dist.estimate.machines import about, load, names, parse, text_of
 from ciuic_dist.planning.machine import Machine
 
 ONE = """\
@@ -53,6 +53,7 @@ def test_every_shipped_machine_loads(name: str) -> None:
     assert made.bf16 > made.fp32 > made.bandwidth
     assert len(about(name)) > 10
     assert not about(name).startswith("#")
+    assert parse(text_of(made), name) == made
 
 
 def test_the_names_are_those_of_the_files() -> None:

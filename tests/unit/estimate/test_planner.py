@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import cache
 from math import ceil
@@ -14,7 +15,9 @@ from hypothesis import given, settings
 from ciuic_dist.estimate.picture import draw
 from ciuic_dist.estimate.planner import make_plan
 from ciuic_dist.memory.budget import BudgetError
+from ciuic_dist.monitor.units import size_text
 from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.footprint import footprint
 from ciuic_dist.planning.forecast import DoesNotFit
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
@@ -24,12 +27,15 @@ from ciuic_dist.planning.search import Limits, search
 from ciuic_dist.planning.training import Training
 from tests.damage import damages
 from tests.unit.planning import jobs
-from tests.unit.planning.jobs import MIB, machine, per_sequence, stack
+from tests.unit.planning.jobs import KIB, MIB, kept, machine, per_sequence, stack
 
 MODEL = stack([400_000] * 4, 10_000, seconds=1e-2, bytes_each=100_000)
 TRAINING = Training(4, 128)
 TIGHT = machine(12 * MIB, devices=2, host=1000 * MIB, link=1e8)
 
+
+ENDS = (4 * (1 + 6) + 1) * (2 + 3 + 1) * (64 * KIB + 4 * 4096)
+"""Of pages: a block is six flats of two pages of fp32 on both ranks, and a rest; parameters are on both ranks."""
 
 FEW = Limits(stage=2, micro_batch=2, way=Way.KEEP)
 """Leaves two choices, so that their transfers are soon played."""
@@ -126,7 +132,7 @@ def test_bytes_lie_where_the_forecast_has_them() -> None:
         assert sum(made.residency.get(kind, {}).values()) == getattr(found.footprint, name)
         assert made.residency.get(kind, {}).get("host", 0) == getattr(found.spilled, name)
     assert sum(places.get("host", 0) for places in made.residency.values()) == made.predicted.peak["host"]
-    assert made.host == 2 * made.predicted.peak["host"]
+    assert made.host == 2 * (found.footprint.spillable + found.spilled.activations + ENDS), "room for all of it"
     assert made.residency["activations and buffers"] == {"device": found.footprint.pinned}
 
 
@@ -135,7 +141,9 @@ def test_drives_hold_what_the_host_does_not() -> None:
     made = planned(where)
     assert made.predicted.peak["host"] == 2 * MIB
     assert sum(places.get("nvme", 0) for places in made.residency.values()) == made.predicted.peak["nvme"] > 0
-    assert made.nvme == 2 * made.predicted.peak["nvme"]
+    needs = search(per_sequence(MODEL), where, TRAINING, FEW).forecast.footprint
+    assert (made.host, made.nvme) == (4 * MIB, 2 * (needs.spillable + ENDS) - 4 * MIB)
+    assert planned(replace(where, host=1000 * MIB)).nvme == 0, "the host has room for all"
 
 
 def test_advice_is_worth_it_and_the_best_comes_first() -> None:
@@ -145,6 +153,16 @@ def test_advice_is_worth_it_and_the_best_comes_first() -> None:
     assert all(gain >= 0.01 for gain in gains)
     assert gains[0] > 0.5, "the link to the host is what it waits for"
     assert planned(replace(TIGHT, memory=1000 * MIB)).predicted.of_in_memory == 1.0
+
+
+def test_state_in_8_bits_is_advised_where_it_moves_less() -> None:
+    slow = replace(TIGHT, up=1e6, down=1e6)
+    assert not any("8 bits" in entry.change for entry in planned(replace(TIGHT, memory=1000 * MIB)).advice)
+    [gain] = [entry.gain for entry in planned(slow).advice if "8 bits" in entry.change]
+    quantized = make_plan("small", per_sequence(MODEL), slow, replace(TRAINING, state_dtype="8bit"), FEW)
+    assert gain == pytest.approx(planned(slow).predicted.seconds / quantized.predicted.seconds - 1, rel=0.01)
+    for other in (quantized, planned(replace(slow, shared=True))):
+        assert not any("8 bits" in entry.change for entry in other.advice)
 
 
 @pytest.mark.parametrize(("mib", "words"), [(512, "512.00 MiB"), (1024, "1.00 GiB")])
@@ -159,12 +177,12 @@ def test_what_does_not_fit_says_how_much_would_do(mib: int, words: str) -> None:
 
 def test_what_does_not_fit_below_says_so_too() -> None:
     profile = stack([20_000_000] * 4, 10_000_000)
-    total = 90_000_000 * (2 + 4 + 10) + 10_000_000 * 4 + 5000
-    more = (total - 800 * MIB + 3 * 40_000_000 + 12 * 4 * MIB - 1 * MIB) / MIB
-    text = rf"\. {ceil(100 * more) / 100:.2f} MiB more of each node's host memory or NVMe would do as well"
+    where = machine(800 * MIB, host=1 * MIB)
+    more = size_text(footprint(profile, TRAINING, kept(profile), where, spills=True).spillable - 1 * MIB, ceil)
+    text = rf"\. {re.escape(more)} more of each node's host memory or NVMe would do as well"
     with pytest.raises(BudgetError, match=text):
-        make_plan("big", per_sequence(profile), machine(800 * MIB, host=1 * MIB), TRAINING)
-    with pytest.raises(BudgetError, match=r"its activations find no room below the 97\.65 GiB of each device"):
+        make_plan("big", per_sequence(profile), where, TRAINING)
+    with pytest.raises(BudgetError, match=r"what has to be below the 97\.65 GiB of each device finds no room there"):
         make_plan("big", per_sequence(profile), machine(100_000 * MIB, host=100), TRAINING, Limits(way=Way.OFFLOAD))
 
 

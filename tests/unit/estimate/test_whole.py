@@ -113,11 +113,15 @@ def test_each_is_timed_once_and_leaves_random_numbers_as_they_were(monkeypatch: 
     assert (clock.whole("a", backward=False), clock.whole("b", backward=True)) == (1.0, 2.0)
 
 
-def timed(monkeypatch: pytest.MonkeyPatch, whole: tuple[float, float], operator: float) -> Profile:
-    """Of a model of two units, as if each of its operators and each whole unit took so long."""
+def timed(monkeypatch: pytest.MonkeyPatch, whole: tuple[float, float], operator: float, slower: float = 1.0) -> Profile:
+    """Of a model of two units, as if each of its operators and each whole unit took so long.
+
+    ``slower``: by which factor operators were seen to take longer.
+    """
 
     def measure(self: Clock, calls: Any, wholes: Mapping[str, Whole]) -> None:
         self.known = {str(call): operator for call in calls}
+        self._slower = {text.partition("(")[0]: slower for text in self.known}
         for name in wholes:
             self.known |= {f"forward of {name}": whole[0], f"backward of {name}": whole[1]}
 
@@ -131,3 +135,11 @@ def test_a_pass_takes_what_its_unit_takes_and_no_less_than_its_operators(monkeyp
     assert [made.seconds for made in slow] == [300.0 if made.backward else 100.0 for made in slow]
     quick = [made for made in timed(monkeypatch, (0.0, 0.0), 1.0).passes if made.unit < 2]
     assert all(0.0 < made.seconds < 100.0 for made in quick)
+
+
+@pytest.mark.parametrize(("slower", "seconds"), [(0.25, 25.0), (1.0, 100.0), (4.0, 100.0)])
+def test_a_unit_was_timed_on_a_machine_as_busy_as_its_operators(
+    slower: float, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = timed(monkeypatch, (100.0, 100.0), 1e-3, slower).passes
+    assert [made.seconds for made in passes if made.unit < 2] == pytest.approx([seconds] * 4)

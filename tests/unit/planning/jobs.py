@@ -138,7 +138,7 @@ def choices(draw: st.DrawFn, profile: Profile, where: Machine) -> Choice:
     if not below:
         ways = tuple(Way.RECOMPUTE if way is Way.OFFLOAD else way for way in ways)
     gathered = draw(st.integers(0, profile.root)) if stage == 3 else 0
-    able = stage and where.nodes > 1 and where.devices > 1 and not where.shared
+    able = stage and where.nodes > 1 and where.devices > 1
     group = draw(st.sampled_from([None, where.devices])) if able else None
     return Choice(stage, 1, draw(st.integers(1, 3)), ways, below, gathered, group)
 

@@ -211,6 +211,17 @@ def test_below_stage_2_gradients_wait_beside_the_mailbox(stage: int, spills: boo
     assert found.fixed == (ROOT // (2 if stage else 1) + mailbox) * 2 + waiting * 4
 
 
+@pytest.mark.parametrize("group", [None, 4])
+def test_ranks_of_several_hosts_share_what_a_group_on_one_has(group: int | None) -> None:
+    """Within a group as on one host, and two units' sums beside it; else as over any links."""
+    hosts, cores = replace(machine(devices=4), nodes=2, network=1e9), replace(machine(devices=4), shared=True)
+    found, over_links, on_one = (
+        footprint(FIVE, Training(8, 8), kept(FIVE, 3, group=group), where, spills=False)
+        for where in (replace(hosts, shared=True), hosts, cores)
+    )
+    assert found == (over_links if group is None else on_one)
+
+
 def test_one_process_on_the_cpu_has_no_mailbox() -> None:
     where = replace(machine(), shared=True)
     assert footprint(FIVE, Training(8, 8), kept(FIVE), where, spills=False).fixed == (ROOT + ROOT) * 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.footprint import footprint
-from ciuic_dist.planning.forecast import DoesNotFit, Spilled, forecast, in_memory
+from ciuic_dist.planning.forecast import DoesNotFit, Spilled, forecast
 from ciuic_dist.planning.lanes import lanes
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
@@ -180,7 +180,7 @@ def test_the_device_that_would_do_is_the_smallest(job: Job, data: st.DataObject)
         return
     if device is None:
         assert choice.below
-        assert not fits(profile, in_memory(where), training, choice), "only more room below helps"
+        assert not fits(profile, replace(where, memory=1 << 62), training, choice), "only more room below helps"
         return
     assert device > where.memory
     assert fits(profile, replace(where, memory=device), training, choice)
@@ -220,9 +220,22 @@ def test_a_larger_device_has_larger_pages_which_need_more_room() -> None:
     assert page_of(there) > page_of(where)
 
 
+def test_lower_tiers_have_room_for_all_that_leaves_in_the_first_steps() -> None:
+    """However little the device lacks. One that holds everything needs no tier."""
+    enough = footprint(MODEL, TRAINING, kept(MODEL), machine(), spills=False).total
+    device = enough - 1
+    needs = footprint(MODEL, TRAINING, kept(MODEL), machine(device), spills=True)
+    with pytest.raises(DoesNotFit) as caught:
+        forecast(MODEL, machine(device, host=1000), TRAINING, kept(MODEL))
+    assert caught.value.below == needs.spillable - 1000
+    assert forecast(MODEL, machine(device, host=1000 + caught.value.below), TRAINING, kept(MODEL)).spilled.total
+    assert not forecast(MODEL, machine(enough, host=1000), TRAINING, kept(MODEL)).spilled.total
+
+
 def test_no_device_is_large_enough_where_offloaded_activations_have_no_room() -> None:
     choice = replace(kept(MODEL), ways=(Way.OFFLOAD,) * 8, below=True)
+    needs = footprint(MODEL, TRAINING, choice, machine(1 << 40), spills=True)
     with pytest.raises(DoesNotFit) as caught:
-        forecast(MODEL, machine(1 << 40, host=7000), TRAINING, choice)
+        forecast(MODEL, machine(1 << 40, host=needs.spillable + 7000), TRAINING, choice)
     assert (caught.value.device, caught.value.below) == (None, 1000)
     assert str(caught.value) == "needs 0.98 KiB more below it"

@@ -54,8 +54,17 @@ def test_a_pass_takes_as_long_as_what_bounds_it(cost: Pass, precision: str, seco
         (replace(WHERE, nodes=1, devices=4, network=0.0), 0.25 + 64 * 3 / 4 / 8),
         (replace(WHERE, devices=1, peers=0.0), 0.25 + 64 * 3 / 4 / 4),
         (replace(WHERE, nodes=1, devices=1), 0.0),
-        (replace(WHERE, shared=True), 0.0),
+        (replace(WHERE, nodes=1, shared=True), 0.0),
+        (replace(WHERE, shared=True), 0.25 + 64 / 8 / 8 + 2 * 64 * 6 / 8 / 4),  # each rank gets all by itself
+        (replace(WHERE, devices=1, peers=0.0, shared=True), 0.25 + 64 * 3 / 4 / 4),
     ],
 )
 def test_a_gather_is_bound_by_the_slower_links(where: Machine, seconds: float) -> None:
     assert where.gather_seconds(64.0, where.world) == pytest.approx(seconds)
+
+
+def test_cores_of_a_node_map_what_the_others_have_and_those_of_several_dont() -> None:
+    cores = replace(WHERE, shared=True)
+    assert [cores.gather_seconds(64.0, ranks) > 0 for ranks in (1, 2, 4)] == [False, False, True]
+    assert [cores.maps(ranks) for ranks in (1, 2, 4)] == [True, True, False]
+    assert not WHERE.maps(2)

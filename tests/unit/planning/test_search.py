@@ -86,6 +86,13 @@ def test_a_slow_network_makes_groups_of_nodes_where_they_fit() -> None:
     assert devices[0] > devices[-1]
 
 
+def test_cores_of_several_nodes_share_within_each_where_they_can() -> None:
+    where = replace(machine(nodes=2, devices=2, link=1e9), network=1e7, shared=True)
+    found = search(per_sequence(MODEL), where, Training(64, 8), Limits(stage=3, micro_batch=1))
+    assert found.choice.group == 2
+    assert found.forecast.sent > 0, "of gradients alone, between the groups"
+
+
 @settings(max_examples=30)
 @given(jobs.jobs())
 def test_what_would_do_does(job: Job) -> None:
