@@ -91,12 +91,12 @@ def shard(
         mixed_precision = mixed_precision or ("bf16" if plan.training.precision == "bf16" else None)
     _check(model, stage, mixed_precision)
     groups.init(groups.timeout_seconds())
-    memory = memory if plan is None else memory_of(plan, memory, _ranks_on_host())
-    mesh = _mesh(stage, group)
+    mesh, ranks_on_host = _mesh(stage, group), _ranks_on_host()
     if weights is not None:
         _find_weights(model, str(weights))
     device = groups.device()
-    spill = _spill(memory, planned=plan is not None)
+    budget = memory if plan is None else memory_of(plan, memory, ranks_on_host)
+    spill = _spill(budget, ranks_on_host, planned=plan is not None)
     if spill is not None and device.type == "cpu":
         _check_reading(model, spill.budget)
     shards, own = (mesh.size, mesh.place) if stage else (1, 0)
@@ -110,10 +110,7 @@ def shard(
     exchange.place(flats)
     if spill is not None:
         spill.begin(exchange.usage(), [shards_of(unit) for unit in made])
-    for unit in made:
-        unit.keep_full = exchange.keeps_full or (spill is None and unit.name in stays)
-        if exchange.gathers:
-            unit.move(UnitState.SHARDED)
+    _begin(made, exchange, stays if spill is None else frozenset())
     fill(model, flats, device)
     if spill is not None:
         _end_filling(spill, flats, exchange)
@@ -127,6 +124,13 @@ def shard(
     return model
 
 
+def _begin(units: Sequence[Unit], exchange: Exchange, stays: frozenset[str]) -> None:
+    for unit in units:
+        unit.keep_full = exchange.keeps_full or unit.name in stays
+        if exchange.gathers:
+            unit.move(UnitState.SHARDED)
+
+
 def _mesh(stage: int, group: int | None) -> Mesh:
     mesh = Mesh(group)
     if mesh.replicas > 1 and (stage == 0 or mesh.size == 1):
@@ -138,12 +142,12 @@ def _ranks_on_host() -> int:
     return groups.gather_objects(groups.host_identity()).count(groups.host_identity())
 
 
-def _spill(memory: Memory | None, *, planned: bool) -> Spill | None:
+def _spill(memory: Memory | None, ranks_on_host: int, *, planned: bool) -> Spill | None:
     if not isinstance(memory, Memory | None):
         raise TypeError(f"memory must be a cd.Memory, such as cd.Memory(device='2GiB'), not {memory!r}")
     if memory is None:
         return None
-    budgets = memory.resolve(_ranks_on_host())
+    budgets = memory.resolve(ranks_on_host)
     below = [name for name in ("host", "nvme") if getattr(memory, name) is not None]
     if budgets.device is None and below and not planned:
         raise BudgetError(f"memory.{below[0]} is for what a budget leaves over: give memory.device as well, or a plan")

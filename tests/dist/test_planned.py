@@ -118,3 +118,13 @@ def test_a_plan_that_spills_is_followed_within_its_own_budgets(stage: int, share
         assert losses == expected
         assert tiers["device"].peak <= device
         assert 0 < tiers["host"].peak <= plan.host // 2
+
+
+def planned_on_one() -> None:
+    cd.shard(small(), plan=plan_of(0) if rank() else None, stage=3)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_plan_on_some_ranks_only_is_told(shared: bool) -> None:
+    with pytest.raises(AssertionError, match="plan"):
+        launch(planned_on_one, shared=shared)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from ciuic_dist.comm import groups
 from ciuic_dist.comm.groups import rank
 from ciuic_dist.estimate.probe import probe
 from ciuic_dist.planning.machine import Machine
+from ciuic_dist.planning.plan import Plan
 from ciuic_dist.sharding.registry import sharded_of
 from tests.dist.launch import launch
 from tests.dist.spilling import Deep
@@ -68,3 +69,27 @@ def test_a_plan_for_the_hosts_there_are_shards_within_each(tmp_path: Path) -> No
     for number, (group, loss) in enumerate(launch(plan_and_train, tmp_path, world=4)):
         assert group == 2
         assert loss == pytest.approx(mean_square(plain, Sample(number, 0, 0)).item(), rel=1e-6)
+
+
+CORES = Machine(
+    "cores", 3, 1, 1 << 30, 1e12, 1e12, 1e10, 1e-6, network=1e9, host=1 << 30, up=1e10, down=1e10, shared=True
+)
+
+
+def train_where_hosts_are_unequal(plan: Plan) -> int | None:
+    """This rank's budget for the host, under the plan's own."""
+    with on_hosts("aab"):
+        model = cd.shard(Deep(9, 200), plan=plan)
+        mean_square(model, Sample(rank(), 0, 0)).backward()
+        budget = cd.status(model).tiers["host"].budget
+        sharded_of(model).close()
+        return budget
+
+
+def test_ranks_of_hosts_with_unequal_numbers_each_have_what_is_planned() -> None:
+    roomy = cd.plan(Deep, CORES, torch.empty(1, 8), sequences=6, stage=3)
+    where = replace(CORES, memory=int(0.6 * roomy.predicted.peak["device"]))
+    plan = cd.plan(Deep, where, torch.empty(1, 8), sequences=6, stage=3)
+    first, *others = launch(train_where_hosts_are_unequal, plan, world=3)
+    assert first == pytest.approx(plan.host, rel=0.01)
+    assert others == [first] * 2
