@@ -1,9 +1,10 @@
 """Brings pages to the device ahead of their use, and sends them away when their slot is wanted.
 
-A training step uses pages in the same order as the step before, so the order of the last step is the schedule:
-the next page in it that isn't here is fetched as soon as a slot is free, or swapped with the page here whose next
-use is furthest, if that is later than the fetched one's (Belady's MIN with look-ahead). An access out of order is
-served all the same, counted, and learned for the next step.
+Some pages are resident, evenly spread among the others: once here they stay, and take nothing of lower tiers. The
+others go through a ring of slots. A training step uses pages in the same order as the step before, so the order of
+the last step is the schedule: the next page in it that isn't here is fetched as soon as a slot is free, or swapped
+with the page of the ring whose next use is furthest, if that is later than the fetched one's (Belady's MIN with
+look-ahead). An access out of order is served all the same, counted, and learned for the next step.
 
 One thread calls the pager; only copies run in others.
 """
@@ -11,7 +12,7 @@ One thread calls the pager; only copies run in others.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,6 +23,7 @@ from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.table import Page, PageState
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Ticket, Transfers, fetch, store
+from ciuic_dist.planning.residency import first_to_stay
 
 
 @dataclass(slots=True)
@@ -59,6 +61,8 @@ class Pager:
         """Uses ``slots`` slots of ``slab`` at first and up to ``most_slots``, all it has, when allowed."""
         self.page_bytes = page_bytes
         self.counts = PagerCounts()
+        self.pages: list[Page] = []
+        """Those that may be resident, in about the order of their use."""
         self.limit = min(slots, most_slots)
         self._pool = SlotPool(most_slots)
         self._slab = slab
@@ -70,7 +74,8 @@ class Pager:
         self._cursor = 0
         self._ahead = 0
         self._strange = 0
-        self._here: set[Page] = set()
+        self._leavable: set[Page] = set()
+        self._latest: Page | None = None
         self._flights: dict[Page, _Flight] = {}
 
     @property
@@ -83,17 +88,23 @@ class Pager:
         """What memory the slots have: of those that were ever in use, since the last ``shrink``."""
         return self._pool.touched * self.page_bytes
 
-    def allow(self, slots: int) -> None:
-        """Use up to ``slots`` from now on (not fewer than are in use)."""
+    def add(self, pages: Sequence[Page]) -> None:
+        """These may be resident some time."""
+        self.pages += pages
+
+    def allow(self, slots: int, ring: int) -> None:
+        """Use up to ``slots`` from now on (not fewer than are in use), ``ring`` of them for pages that don't stay."""
         self.limit = max(min(slots, self._pool.slots), self._pool.used)
+        self._choose_residents(slots, ring)
         self._pump()
 
-    def shrink(self, slots: int) -> None:
+    def shrink(self, slots: int, ring: int) -> None:
         """Use no more than ``slots`` from now on, and have memory for no more; nothing may be pinned.
 
         Raises BudgetError where there is no room below for what leaves, PageError where that can't be stored.
         """
         self.limit = min(slots, self._pool.slots)
+        self._choose_residents(slots, ring)
         self._leave_at_most(self.limit)
         self._slab.give_back(self._pool.forget_free())
         self._ahead = self._cursor
@@ -116,6 +127,7 @@ class Pager:
         assert page.slot is not None
         page.dirty = page.dirty or dirty
         self._pool.unpin(page.slot)
+        self._latest = page
         self._pump()
 
     def drop(self, page: Page) -> None:
@@ -125,7 +137,7 @@ class Pager:
         self._settle(page)
         if page.slot is not None:
             self._free_slot(page)
-        self._free_below(page)
+        self._give_back_below(page)
         page.dirty = False
         page.move(PageState.ABSENT)
         self._pump()
@@ -142,6 +154,25 @@ class Pager:
         """Wait until nothing is under way. Raises PageError where something failed."""
         while self._flights:
             self._settle(next(iter(self._flights)))
+
+    def _choose_residents(self, slots: int, ring: int) -> None:
+        count = len(self.pages) if slots >= len(self.pages) else max(0, slots - ring)
+        chosen = first_to_stay(len(self.pages), count)
+        for number, page in enumerate(self.pages):
+            page.resident = number in chosen
+            if page.state is PageState.DEVICE:
+                self._arrive(page)
+            elif page.resident and page.state is PageState.SPILLED and self._pool.used < self.limit:
+                self._start(None, page, self._pool.alloc())
+
+    def _arrive(self, page: Page) -> None:
+        """It is here, for good or to leave some time."""
+        if page.resident:
+            self._leavable.discard(page)
+            self._give_back_below(page)
+            page.dirty = True
+        else:
+            self._leavable.add(page)
 
     def _learn(self, order: list[Page]) -> None:
         self._order = order
@@ -166,7 +197,7 @@ class Pager:
         if page.state is PageState.ABSENT:
             page.slot = self._make_room()
             page.move(PageState.DEVICE)
-            self._here.add(page)
+            self._arrive(page)
             return
         self.counts.accesses += 1
         self._settle_done()
@@ -187,31 +218,48 @@ class Pager:
     def _leave_at_most(self, slots: int) -> None:
         """In use; the others' pages leave."""
         while self._pool.used > slots:
-            victim = self._victim(after=-1)
+            leaving = next(self._leaving(), None)
+            victim = self._victim(after=-1) if leaving is None else leaving
             if victim is not None:
-                self._evict(victim)
+                if leaving is None:
+                    self._evict(victim)
                 self._settle(victim)
             elif self._flights:
                 self._settle(next(iter(self._flights)))
             else:
                 raise RuntimeError(f"all {self.limit} device slots of {self.page_bytes} bytes are pinned")
 
+    def _leaving(self) -> Iterator[Page]:
+        """What is on its way down and leaves its slot free."""
+        return (page for page, flight in self._flights.items() if flight.coming is None)
+
     def _pump(self) -> None:
         """Fetch ahead as far as slots allow."""
         self._settle_done()
         while self._ahead < len(self._order):
             page = self._order[self._ahead]
-            if page.state in (PageState.STORING, PageState.ABSENT):  # it is to be written, here or below
+            if page.state is PageState.ABSENT:  # it is to be made
+                self._clear_a_slot()
+                return
+            if page.state is PageState.STORING:
                 return
             if page.state is PageState.SPILLED and not self._try_to_fetch(page):
                 return
             self._ahead += 1
 
+    def _clear_a_slot(self) -> None:
+        """For what will be made: a page leaves meanwhile, if one can."""
+        if self._pool.used < self.limit or any(self._leaving()):
+            return
+        victim = self._swappable()
+        if victim is not None:
+            self._evict(victim)
+
     def _try_to_fetch(self, page: Page) -> bool:
         if self._pool.used < self.limit:
             self._start(None, page, self._pool.alloc())
             return True
-        victim = self._victim(after=self._ahead)
+        victim = self._swappable()
         if victim is None:
             return False
         if self._is_clean(victim):
@@ -221,10 +269,15 @@ class Pager:
             self._start(victim, page, victim.slot)
         return True
 
-    def _victim(self, after: int) -> Page | None:
-        """The page here, not pinned, whose next use is furthest, and later than place ``after``."""
+    def _swappable(self) -> Page | None:
+        """What may leave for the next page of the schedule; not what was used last, which may be dropped soon."""
+        victim = self._victim(after=self._ahead, but=self._latest)
+        return None if victim is None or (victim.tier is None and not self._free_below) else victim
+
+    def _victim(self, after: int, but: Page | None = None) -> Page | None:
+        """The page that may leave, not pinned, whose next use is furthest, and later than place ``after``."""
         best, furthest = None, after
-        for page in self._here:
+        for page in self._leavable - {but}:
             assert page.slot is not None
             following = self._next_use(page)
             if following > furthest and not self._pool.is_pinned(page.slot):
@@ -251,11 +304,11 @@ class Pager:
         copies = []
         if leaving is not None:
             if leaving.tier is None:
-                leaving.tier, leaving.tier_slot = take_slot(self._tiers, leaving.name)
+                leaving.tier, leaving.tier_slot = self._slot_below(leaving)
             assert leaving.tier_slot is not None
             copies.append(store(leaving.tier, leaving.tier_slot, self._view(leaving), leaving.name))
             leaving.move(PageState.STORING)
-            self._here.discard(leaving)
+            self._leavable.discard(leaving)
         if coming is not None:
             assert coming.tier is not None
             assert coming.tier_slot is not None
@@ -264,6 +317,16 @@ class Pager:
             coming.move(PageState.FETCHING)
         flight = _Flight(leaving, coming, self._transfers.start(copies))
         self._flights.update((page, flight) for page in (leaving, coming) if page is not None)
+
+    def _slot_below(self, page: Page) -> tuple[Tier, int]:
+        """What is on its way here for good gives its own back."""
+        while self._flights and not self._free_below:
+            self._settle(next(iter(self._flights)))
+        return take_slot(self._tiers, page.name)
+
+    @property
+    def _free_below(self) -> bool:
+        return any(tier.pool.free_slots for tier in self._tiers)
 
     def _settle_done(self) -> None:
         for flight in {id(flight): flight for flight in self._flights.values() if flight.ticket.done()}.values():
@@ -286,7 +349,7 @@ class Pager:
         if coming is not None:
             del self._flights[coming]
             coming.move(PageState.DEVICE)
-            self._here.add(coming)
+            self._arrive(coming)
 
     def _is_clean(self, page: Page) -> bool:
         return page.tier is not None and not page.dirty
@@ -294,10 +357,10 @@ class Pager:
     def _free_slot(self, page: Page) -> None:
         assert page.slot is not None
         self._pool.free(page.slot)
-        self._here.discard(page)
+        self._leavable.discard(page)
         page.slot = None
 
-    def _free_below(self, page: Page) -> None:
+    def _give_back_below(self, page: Page) -> None:
         if page.tier is not None and page.tier_slot is not None:
             page.tier.pool.free(page.tier_slot)
             page.tier = page.tier_slot = None

@@ -40,18 +40,20 @@ _TRANSITIONS = {
 class Page:
     """What is known of one page. Whoever takes and frees its slots and transfers its content keeps it up to date."""
 
-    __slots__ = ("dirty", "name", "nbytes", "slot", "state", "tier", "tier_slot")
+    __slots__ = ("dirty", "name", "nbytes", "resident", "slot", "state", "tier", "tier_slot")
 
     def __init__(self, name: str, nbytes: int) -> None:
         """``nbytes`` of content; ``name`` is for errors, such as "layers.3 (torch.float32) exp_avg page 2".
 
         ``slot`` is the device's; ``tier`` and ``tier_slot`` are the lower ones. ``dirty``: no lower copy equals the
         device's; True for a new page, its owner clears it when a store is done and sets it at every change.
+        ``resident``: once here it doesn't leave, and has no lower slot.
         """
         self.name = name
         self.nbytes = nbytes
         self.state = PageState.ABSENT
         self.dirty = True
+        self.resident = False
         self.slot: int | None = None
         self.tier: Tier | None = None
         self.tier_slot: int | None = None

@@ -50,7 +50,7 @@ class Footprint:
 
     @property
     def spillable(self) -> int:
-        """What can; in the first steps, which show what the device has room for, all but what passes does."""
+        """What can."""
         return self.parameters + self.gradients + self.state
 
     @property

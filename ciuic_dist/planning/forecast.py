@@ -131,9 +131,10 @@ def _spilled(needs: Footprint, machine: Machine, profile: Profile, choice: Choic
     """None where it doesn't fit."""
     activations = _offloaded(profile, choice)
     short = _short(needs, machine)
-    wanted = activations + (needs.spillable if short or choice.below else 0)
-    if needs.least > machine.memory or wanted > _below(machine):
-        return None
+    if needs.total > machine.memory or choice.below:
+        least = _least_device(needs, activations, _below(machine))
+        if least is None or least > machine.memory:
+            return None
     state = min(short, needs.state)
     gradients = min(short - state, needs.gradients)
     return Spilled(short - state - gradients, gradients, state, activations)
@@ -145,6 +146,20 @@ def _short(needs: Footprint, machine: Machine) -> int:
     return min(short + needs.passing, needs.spillable) if short else 0
 
 
+def _least_device(needs: Footprint, activations: int, below: int) -> int | None:
+    """Bytes that do where ``below`` bytes are in lower tiers, or None where no number does.
+
+    In the first steps, which show what the device has room for, all lies below but what passes, and state for which
+    there is no room. Parameters and gradients always have their place there, activations only where all else has.
+    """
+    pages = needs.spillable + needs.ends
+    if activations:
+        return needs.least if pages + activations <= below else None
+    if needs.parameters + needs.gradients > below:
+        return None
+    return needs.least + max(0, pages - below)
+
+
 def _below(machine: Machine) -> int:
     return machine.node_host + machine.node_nvme
 
@@ -153,18 +168,27 @@ def failure(profile: Profile, machine: Machine, training: Training, choice: Choi
     """What would do for a choice that doesn't fit: pages grow with the device, and with them what passes."""
     activations, below = _offloaded(profile, choice), _below(machine)
     needs = footprint(profile, training, choice, machine, spills=True)
-    lacking = None if needs.least > machine.memory else needs.spillable + activations - below
-    if activations + (needs.spillable if choice.below else 0) > below:
+    lacking = _lacking(needs, activations, machine)
+    if choice.below and _least_device(needs, activations, below) is None:
         return DoesNotFit(None, lacking, needs)
     plain = footprint(profile, training, choice, machine, spills=choice.below).total
     device, wanted = 0, machine.memory
     while device < wanted:
         device = wanted
         there = footprint(profile, training, choice, replace(machine, memory=device), spills=True)
-        wanted = min(plain, there.total)
-        if there.spillable + activations <= below:
-            wanted = min(wanted, there.least)
+        ways = [_least_device(there, activations, below), *(() if choice.below else (plain, there.total))]
+        wanted = min(way for way in ways if way is not None)
     return DoesNotFit(device, lacking, needs)
+
+
+def _lacking(needs: Footprint, activations: int, machine: Machine) -> int | None:
+    """Bytes more that would do in lower tiers; None where no number does."""
+    spare = machine.memory - needs.least
+    if spare < 0:
+        return None
+    pages = needs.spillable + needs.ends
+    enough = pages + activations if activations else max(pages - spare, needs.parameters + needs.gradients)
+    return max(0, enough - _below(machine))
 
 
 def _offloaded(profile: Profile, choice: Choice) -> int:

@@ -2,7 +2,8 @@
 
 A policy is data: a ranking of victims and three rules. Whatever it may know is in the `View`, so a decision
 is a pure function of it. Ours are `rotating` (MIN with prefetching, after L. A. Belady, 1966) and `static_ring`,
-which keeps a fixed set resident and does the same with the rest in the room that is left.
+which keeps a fixed set resident and does the same with the rest in the room that is left; `paged` is the ring that
+the engine has.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
+from ciuic_dist.planning.flight import UNITS_IN_FLIGHT
 from ciuic_dist.planning.residency import stay
-from ciuic_dist.planning.trace import Kind, Trace
+from ciuic_dist.planning.trace import Kind, Op, Trace
 from ciuic_dist.planning.view import View
 
 EARLY = ", written back early"
@@ -98,6 +101,26 @@ def static_ring(trace: Trace, room: int, ring: int, *, background: bool = False)
         left -= trace.bytes_of(kept)
     name = f"static + ring of {ring / 2**30:.1f} GiB" + EARLY * background
     return Policy(name, static=frozenset(static), background=background)
+
+
+def paged(trace: Trace, room: int) -> Policy:
+    """What the engine does: a ring in which the state of the largest unit comes while the one before it is updated.
+
+    Beside it is what one operation needs, and several units in flight, unless all parameters stay.
+    """
+    sizes = [item.size for item in trace.items if item.kind is Kind.PARAMETER]
+    wholes = groupby(trace.ops, key=lambda op: op.name)
+    coming = max(_state_bytes(trace, ops) for _, ops in wholes)
+    ring = trace.largest + coming
+    if sum(sizes) > room - ring:
+        ring += UNITS_IN_FLIGHT * max(sizes)
+    makes = any(op.creates for op in trace.ops)  # for these a slot is cleared ahead
+    return static_ring(trace, room, min(ring, room), background=makes)
+
+
+def _state_bytes(trace: Trace, ops: Iterable[Op]) -> int:
+    used = {item for op in ops for item in op.uses}
+    return trace.bytes_of(item for item in used if _is(trace, item, Kind.STATE))
 
 
 def _is(trace: Trace, item: int, kind: Kind) -> bool:

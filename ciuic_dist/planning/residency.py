@@ -8,26 +8,10 @@ transfer has the time of the resident pages before it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from ciuic_dist.planning.two_tier import BudgetTooSmall
-
-
-@dataclass(frozen=True, slots=True)
-class Residency:
-    """The places of a scan's items."""
-
-    resident: tuple[bool, ...]
-    """For each item in the order of use: whether it stays on the device for ever."""
-    slots: int
-    """How many places the others share, in turns; 0 where all are resident."""
-    slot_size: int
-    """Bytes of each: of the largest item that is not resident."""
-
-    @property
-    def spilled(self) -> tuple[int, ...]:
-        """The items that stream, in the order of use: the i-th goes to slot ``i % slots``."""
-        return tuple(item for item, stays in enumerate(self.resident) if not stays)
+_CIRCLE = 1 << 64
+_GOLDEN = 0x9E3779B97F4A7C15
+"""The golden ratio's part behind the point, of that circle (D. E. Knuth, The Art of Computer Programming, 6.4)."""
 
 
 def spread(count: int, resident: int) -> tuple[bool, ...]:
@@ -41,21 +25,16 @@ def spread(count: int, resident: int) -> tuple[bool, ...]:
     return tuple((item + 1) * resident // count > item * resident // count for item in range(count))
 
 
-def place(sizes: Sequence[int], budget: int, slots: int = 2) -> Residency:
-    """Which items, of ``sizes`` bytes in the order of use, stay within ``budget`` bytes.
+def first_to_stay(count: int, resident: int) -> set[int]:
+    """Which ``resident`` of ``count`` equal items of a cycle stay; fewer of them are always among more of them.
 
-    What doesn't stay streams through up to ``slots`` slots, which count against the budget; two let one item
-    arrive while the one before is used. Raises BudgetTooSmall where not even the slots fit.
+    The multiples of the golden ratio fill a circle evenly, however many there are (the three-gap theorem, V. T. Sos,
+    1958): any number of the items whose multiples come first lies nearly evenly spread, at three distances.
+    Raises ValueError unless 0 <= resident <= count.
     """
-    if sum(sizes) <= budget:
-        return Residency((True,) * len(sizes), 0, 0)
-    largest, slots = max(sizes), min(slots, len(sizes))
-    left = budget - slots * largest
-    if left < 0:
-        raise BudgetTooSmall(budget, min(slots * largest, sum(sizes)))
-    resident = stay(sizes, left)
-    spilled = [size for size, stays in zip(sizes, resident, strict=True) if not stays]
-    return Residency(resident, min(slots, len(spilled)), max(spilled))
+    if not 0 <= resident <= count:
+        raise ValueError(f"{resident} of {count} items can't be resident")
+    return set(sorted(range(count), key=lambda item: item * _GOLDEN % _CIRCLE)[:resident])
 
 
 def stay(sizes: Sequence[int], budget: int) -> tuple[bool, ...]:

@@ -8,7 +8,7 @@ from ciuic_dist.planning.footprint import consumes, holders
 from ciuic_dist.planning.forecast import Forecast
 from ciuic_dist.planning.lanes import pass_seconds
 from ciuic_dist.planning.machine import Machine
-from ciuic_dist.planning.policy import rotating
+from ciuic_dist.planning.policy import paged
 from ciuic_dist.planning.profile import Pass, Profile, Recipe, UnitProfile, training_step
 from ciuic_dist.planning.simulate import record, simulate
 from ciuic_dist.planning.timeline import Timeline
@@ -25,7 +25,7 @@ _MICRO_BATCHES = 3
 def with_transfers(
     profile: Profile, machine: Machine, training: Training, choice: Choice, expected: Forecast
 ) -> Forecast:
-    """The forecast after its steady state was played with the pager's policy, MIN with look-ahead.
+    """The forecast after its steady state was played with the engine's policy.
 
     What computation, collectives and the processor's part in transfers take together, ``expected`` knows;
     activations that pass take their part of the links' rates. The units of the trace lie on the device as a whole;
@@ -58,7 +58,8 @@ def timeline(
         return None
     trace = _trace(profile, machine, training, choice, expected, min(choice.accumulation, _MICRO_BATCHES))
     try:
-        return record(trace, _two_tier(trace, machine, choice, expected), rotating())
+        two_tier = _two_tier(trace, machine, choice, expected)
+        return record(trace, two_tier, paged(trace, two_tier.room(trace)))
     except BudgetTooSmall:
         return None
 
@@ -70,7 +71,8 @@ def _played(
 
     def play(count: int) -> tuple[float, ...]:
         trace = _trace(profile, machine, training, choice, expected, count)
-        outcome = simulate(trace, _two_tier(trace, machine, choice, expected), rotating())
+        two_tier = _two_tier(trace, machine, choice, expected)
+        outcome = simulate(trace, two_tier, paged(trace, two_tier.room(trace)))
         return outcome.seconds, outcome.up, outcome.down
 
     more = choice.accumulation - _MICRO_BATCHES

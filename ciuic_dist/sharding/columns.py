@@ -95,6 +95,7 @@ class PagedColumn:
         self.pages = [
             Page(f"{name} page {number}", min(size, total - number * size)) for number in range(-(-total // size))
         ]
+        pager.add(self.pages)
         self._factors: dict[int, list[float]] = {}  # that pages have still to be multiplied by
 
     def open(self, low: int, high: int) -> Tensor:

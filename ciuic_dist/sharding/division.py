@@ -52,7 +52,7 @@ class Division:
 
     def check_pages(self) -> None:
         """Raise BudgetError where there is no room for the pages that are known now."""
-        self._spill.gradient_slots = self._gradient_slots()
+        self._count_pages()
         self._check(self.transient)
 
     def begin_forward(self, sizes: Sizes, *, gradients: bool) -> None:
@@ -170,7 +170,7 @@ class Division:
     def _agree_on(self, meter: ActivationMeter) -> int:
         """The most that any rank has counted. Raises BudgetError where that is too much."""
         needed = self._largest(self._counted(meter))
-        self._spill.gradient_slots = self._gradient_slots()
+        self._agree_on_pages()
         try:
             self._check(needed)
         except BudgetError:
@@ -179,12 +179,22 @@ class Division:
                 raise
         return needed
 
+    def _count_pages(self) -> None:
+        self._spill.gradient_slots = self._gradient_slots()
+        self._spill.stuck = self._spill.stuck_pages
+
+    def _agree_on_pages(self) -> None:
+        self._count_pages()
+        self._spill.stuck = self._largest(self._spill.stuck)
+
     def _counted(self, meter: ActivationMeter) -> int:
         decided = self._activations if meter.weighing else None
         return meter.peak + self.state_bytes + (0 if decided is None else decided.needed)
 
     def _check(self, needed: int) -> None:
         self._spill.check(needed, 0 if self._activations is None else self._activations.crowded)
+        if self._meter is not None:
+            self._spill.hold()
 
     def _largest(self, number: int) -> int:
         """Of the ranks that gather together; the others each have a division of their own."""
@@ -201,8 +211,8 @@ class Division:
         room = max(needed, min(round(needed * self._head_room), self._spill.most_transient))
         self._known.slack = sqrt(room / max(needed, 1))  # bytes grow with the square of a size at most
         state_pages = self._largest(self._spill.state_pages)  # a rank may have no part of a small flat
+        self._agree_on_pages()
         try:
-            self._spill.gradient_slots = self._gradient_slots()
             self._spill.divide(room, round(state_pages * self._largest_share))
         except BudgetError:
             self._forget()

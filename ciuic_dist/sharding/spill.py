@@ -74,10 +74,11 @@ class Spill:
         self.activations = budgets.activations
         self.gradient_slots = 0
         """Pages of gradients that are kept for the update."""
-        self._state_columns: list[PagedColumn] = []
-        self._gradient_columns: list[PagedColumn] = []
+        self.stuck = 0
+        """Pages of state that stay on the device from the first step on: ``stuck_pages``, the most of any rank."""
         self._shards: list[SpilledShard] = []
         self._fixed = 0
+        self._staying = 0
         self._least_parameters = 0
         self._parameter_bytes = 0
         self._all_parameters = 0
@@ -104,16 +105,16 @@ class Spill:
 
     def gradient(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
         """Gradients in pages."""
-        return self._column(self._gradient_columns, PagedColumn(name, numel, dtype, self.gradients), self.gradients)
+        return self._column(name, numel, dtype, self.gradients)
 
     def state(self, name: str, numel: int, dtype: torch.dtype) -> PagedColumn:
         """What is kept from step to step, in pages."""
-        return self._column(self._state_columns, PagedColumn(name, numel, dtype, self.states), self.states)
+        return self._column(name, numel, dtype, self.states)
 
-    def _column(self, columns: list[PagedColumn], column: PagedColumn, pager: Pager) -> PagedColumn:
-        columns.append(column)
+    def _column(self, name: str, numel: int, dtype: torch.dtype, pager: Pager) -> PagedColumn:
+        column = PagedColumn(name, numel, dtype, pager)
         if self.alone:
-            pager.allow(_pages(columns))
+            pager.allow(len(pager.pages), 0)
         return column
 
     def activation_store(self, keep: Callable[[Tensor], bool]) -> ActivationStore:
@@ -132,8 +133,7 @@ class Spill:
     @property
     def pages_to_come(self) -> int:
         """Slots of lower tiers that parameters, gradients and the state known so far may yet take."""
-        columns = (*self._state_columns, *self._gradient_columns)
-        pages = sum(page.tier is None for column in columns for page in column.pages)
+        pages = sum(page.tier is None and not page.resident for page in (*self.states.pages, *self.gradients.pages))
         return pages + sum(shard.room // self.page_bytes for shard in self._shards if not shard.placed)
 
     @property
@@ -179,17 +179,17 @@ class Spill:
         self._shards = [shard for unit in units for shard in unit if shard.stays]
         rooms = [sum(shard.room for shard in unit) for unit in units]
         passing = max(sum(shard.room for shard in unit if not shard.stays) for unit in units)
-        staying = sum(shard.room for shard in self._shards)
+        self._staying = sum(shard.room for shard in self._shards)
         self._all_parameters = sum(rooms)
-        self._parameter_bytes = min(self._all_parameters, staying + UNITS_IN_FLIGHT * passing)
+        self._parameter_bytes = min(self._all_parameters, self._staying + UNITS_IN_FLIGHT * passing)
         least = self._parameter_bytes if self.alone else UNITS_IN_FLIGHT * max(rooms)
         self.homes.budget = self._least_parameters = min(least, self._parameter_bytes)
         for shard in self._shards:
             shard.resident = self.alone
         self.homes.extend = self._extend
-        if not self.alone:
-            self._check_below(staying)
+        self.stuck = self.stuck_pages
         self.check(0)
+        self.hold()
 
     def _extend(self, nbytes: int) -> bool:
         """More at the least for parameters, as long as the rest isn't divided, and at most."""
@@ -213,8 +213,8 @@ class Spill:
         self.homes.shrink(self._least_parameters)
         self._housing.give_back()
         self.homes.extend = self._extend
-        self.states.shrink(STATE_SLOTS)
-        self.gradients.shrink(GRADIENT_SLOTS)
+        self.states.shrink(STATE_SLOTS + self.stuck, STATE_SLOTS)
+        self.gradients.shrink(GRADIENT_SLOTS, GRADIENT_SLOTS)
         self.device.give_back_freed()
 
     def weigh_the_rest(self, own: int) -> None:
@@ -262,24 +262,47 @@ class Spill:
 
     @property
     def _least_pages(self) -> int:
-        state, gradients = STATE_SLOTS, GRADIENT_SLOTS
+        state, gradients = STATE_SLOTS + self.stuck, GRADIENT_SLOTS
         if self.alone:
             state = self.state_pages
-            gradients = min(GRADIENT_SLOTS + self.gradient_slots, _pages(self._gradient_columns))
+            gradients = min(GRADIENT_SLOTS + self.gradient_slots, len(self.gradients.pages))
         return (state + gradients) * self.page_bytes
+
+    @property
+    def full(self) -> bool:
+        """Whether lower tiers have no room for activations, or there are none."""
+        return self.alone or self.stuck > 0
+
+    @property
+    def stuck_pages(self) -> int:
+        """Of the state known so far: what lower tiers have no room for beside parameters and gradients."""
+        room = self._slots_below - self._staying // self.page_bytes - self.gradient_slots
+        return 0 if self.alone else min(max(0, self.state_pages - room), self.state_pages)
+
+    @property
+    def _slots_below(self) -> int:
+        return sum(tier.pool.slots for tier in self.tiers)
+
+    def hold(self) -> None:
+        """What is stuck stays from now on; the budget isn't divided yet."""
+        if self.stuck > self.states.limit - STATE_SLOTS:
+            self.states.allow(STATE_SLOTS + self.stuck, STATE_SLOTS)
+            self.states.rest()  # what comes for good leaves room below, which others count on
 
     def check(self, transient: int, crowded: int = 0) -> None:
         """Raise BudgetError where the least that pages and parameters need is too much beside ``transient`` bytes.
 
         ``crowded``: how many of these would be in lower tiers if there were room.
         """
+        if not self.alone:
+            self._check_below()
         least = self._least + transient
         if least > self.budget:
-            more = ""
+            more, lacking = "", crowded + self.stuck * self.page_bytes
             if self.alone:
                 more = ", or give memory.host or memory.nvme as well, which would take the rest"
-            elif crowded:
-                more = f", or give memory.host or memory.nvme {size_text(crowded, ceil)} more for each rank"
+            elif lacking:
+                more = f", or give memory.host or memory.nvme {size_text(lacking, ceil)} more for each rank"
             raise BudgetError(
                 f"memory.device is {size_text(self.budget, floor)} and at least {size_text(least, ceil)} are needed: "
                 f"{size_text(self._fixed)} for the root unit and for exchanging gradients, "
@@ -289,27 +312,38 @@ class Spill:
                 f"raise it, use smaller micro-batches or checkpoint activations{more}"
             )
 
-    def _check_below(self, parameters: int) -> None:
-        """All of them have a place there, for when they are changed."""
-        there = sum(tier.pool.slots for tier in self.tiers) * self.page_bytes
-        if parameters > there:
+    def _check_below(self) -> None:
+        """All parameters have a place there, for when they are changed, and gradients that wait for the update.
+
+        Activations have none where state takes all that is left.
+        """
+        if self.stuck and self.activations is Way.OFFLOAD:
+            raise BudgetError(
+                f"memory.activations=offload needs room below, and the optimizer's state takes all of it: give "
+                f"memory.host or memory.nvme {size_text(self.stuck * self.page_bytes, ceil)} more for each rank, and "
+                f"what activations take"
+            )
+        there = self._slots_below * self.page_bytes
+        gradients = max(0, self.gradient_slots - GRADIENT_SLOTS) * self.page_bytes
+        if self._staying + gradients > there:
+            kept = f" and gradients {size_text(gradients, ceil)}" if gradients else ""
             raise BudgetError(
                 f"memory.host and memory.nvme have {size_text(there, floor)} for this rank, and parameters alone take "
-                f"{size_text(parameters, ceil)} there: give that for each rank at least, and as much again for each "
-                f"value that the optimizer keeps"
+                f"{size_text(self._staying, ceil)} there{kept}: give that for each rank at least, and room for the "
+                f"optimizer's state, as far as the device has none"
             )
 
     @property
     def state_pages(self) -> int:
         """Of this rank's optimizer state, as far as it has been made."""
-        return _pages(self._state_columns)
+        return len(self.states.pages)
 
     def divide(self, transient: int, ring: int) -> None:
         """Divide what beside ``transient`` bytes is free, where all have the least.
 
         First come ``ring`` slots for the state of the largest flat: so much can come while the one before computes.
         Then parameters, which are used most often: those that stay;
-        then gradients, as far as ``gradient_slots`` are used; the rest is for state that stays.
+        then gradients, as far as ``gradient_slots`` are used; the rest is for more state that stays.
         """
         self.check(transient)
         self.transient = transient
@@ -324,8 +358,8 @@ class Spill:
         self._choose_residents(for_parameters)
         slots = (spare - for_parameters) // self.page_bytes
         for_gradients = max(0, min(slots, self.gradient_slots - GRADIENT_SLOTS))
-        self.gradients.allow(GRADIENT_SLOTS + for_gradients)
-        self.states.allow(STATE_SLOTS + ring + slots - for_gradients)
+        self.gradients.allow(GRADIENT_SLOTS + for_gradients, GRADIENT_SLOTS)
+        self.states.allow(STATE_SLOTS + self.stuck + ring + slots - for_gradients, STATE_SLOTS + ring)
 
     def _choose_residents(self, room: int) -> None:
         all_fit = self.homes.budget == self._parameter_bytes
@@ -369,7 +403,3 @@ def _open_tiers(budgets: Budgets, page_bytes: int, device: Device) -> Sequence[T
     if budgets.nvme and budgets.folder is not None:
         tiers.append(FileTier(budgets.folder, page_bytes, budgets.nvme // page_bytes, device.host_buffer))
     return tiers
-
-
-def _pages(columns: Sequence[PagedColumn]) -> int:
-    return sum(len(column.pages) for column in columns)

@@ -174,7 +174,7 @@ def pages_of_state(folder: Path, state_dtype: str | None) -> int:
     train(model, cd.AdamW(model.parameters(), state_dtype=state_dtype, in_backward=True), range(3))
     spill = sharded_of(model).spill
     assert spill is not None
-    return sum(len(column.pages) for column in spill._state_columns)
+    return len(spill.states.pages)
 
 
 def test_pages_hold_four_times_as_many_values(tmp_path: Path) -> None:

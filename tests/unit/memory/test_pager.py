@@ -19,11 +19,14 @@ accesses = st.tuples(st.integers(0, PAGES - 1), st.sampled_from(["read", "write"
 cycles = st.lists(st.lists(accesses, max_size=30), min_size=1, max_size=5)
 
 
-def make(slots: int, transfers: Transfers) -> tuple[Pager, list[Page]]:
-    tier = RamTier("host", SIZE, PAGES)
+def make(slots: int, transfers: Transfers, below: int = PAGES) -> tuple[Pager, list[Page]]:
+    """``below``: slots of the lower tier."""
+    tier = RamTier("host", SIZE, below)
     slab = HostSlab(PAGES, SIZE)
     pager = Pager(slab, page_bytes=SIZE, most_slots=PAGES, slots=slots, tiers=[tier], transfers=transfers)
-    return pager, [Page(f"page {number}", SIZE) for number in range(PAGES)]
+    pages = [Page(f"page {number}", SIZE) for number in range(PAGES)]
+    pager.add(pages)
+    return pager, pages
 
 
 def write(pager: Pager, page: Page, value: int) -> None:
@@ -38,12 +41,17 @@ def read(pager: Pager, page: Page) -> set[int]:
 
 
 @settings(max_examples=60)
-@given(cycles, st.integers(2, PAGES))
-def test_any_accesses_in_any_order(steps: list[list[tuple[int, str]]], slots: int) -> None:
+@given(cycles, st.integers(2, PAGES), st.integers(0, 4), st.booleans())
+def test_any_accesses_in_any_order(steps: list[list[tuple[int, str]]], ring: int, stay: int, late: bool) -> None:
+    """``stay``: so many pages are resident, ``late``: from the second step on, and below is room for the others."""
     transfers = Transfers(2, timeout=60.0)
-    pager, pages = make(slots, transfers)
+    slots = ring + stay
+    pager, pages = make(ring if late else slots, transfers, below=PAGES if late else max(1, PAGES - stay))
     expected: dict[int, int] = {}
     for step, accesses_of_step in enumerate(steps):
+        if step == late:
+            pager.allow(slots, ring)
+            assert sum(page.resident for page in pages) == (PAGES if slots >= PAGES else stay)
         for place, (number, what) in enumerate(accesses_of_step):
             if what == "drop":
                 pager.drop(pages[number])
@@ -55,9 +63,49 @@ def test_any_accesses_in_any_order(steps: list[list[tuple[int, str]]], slots: in
                 assert read(pager, pages[number]) == {expected[number]}
             assert pager.used_bytes <= slots * SIZE
         pager.end_cycle()
+        pager.rest()
+        assert all(page.tier is None for page in pages if page.resident and page.slot is not None)
     for number, value in expected.items():
         assert read(pager, pages[number]) == {value}
     transfers.close()
+
+
+def test_pages_that_stay_are_never_moved(transfers: Transfers) -> None:
+    pager, pages = make(7, transfers, below=6)
+    pager.allow(7, 3)
+    for _ in range(3):
+        for number, page in enumerate(pages):
+            write(pager, page, number)
+        pager.end_cycle()
+        pager.rest()
+    resident = [page for page in pages if page.resident]
+    assert len(resident) == 4
+    assert all(page.tier is None and page.slot is not None for page in resident)
+    stored, fetched = (transfers.stats.links[name].count for name in ("device->host", "host->device"))
+    assert stored <= 3 * 6
+    assert fetched <= 2 * 6 + 3  # the ring has some of the next step's already
+
+
+def test_what_stays_from_now_on_makes_room_below_at_once(transfers: Transfers) -> None:
+    pager, pages = make(2, transfers, below=8)
+    for number, page in enumerate(pages):
+        write(pager, page, number)
+    pager.allow(6, 2)
+    pager.rest()
+    assert all(page.tier is None for page in pages if page.resident)
+    for number, page in enumerate(pages):
+        assert read(pager, page) == {number}
+
+
+def test_pages_that_stay_no_longer_leave_with_their_content(transfers: Transfers) -> None:
+    pager, pages = make(6, transfers)
+    pager.allow(6, 3)
+    for number, page in enumerate(pages):
+        write(pager, page, number)
+    pager.shrink(2, 2)
+    assert pager.used_bytes <= 2 * SIZE
+    for number, page in enumerate(pages):
+        assert read(pager, page) == {number}
 
 
 def test_an_order_that_comes_again_is_fetched_ahead(transfers: Transfers) -> None:
@@ -97,7 +145,7 @@ def test_more_slots_are_used_when_allowed(transfers: Transfers) -> None:
     for page in pages:
         write(pager, page, 7)
     assert pager.used_bytes <= 2 * SIZE
-    pager.allow(5)
+    pager.allow(5, 5)
     for page in pages:
         assert read(pager, page) == {7}
     assert pager.used_bytes == 5 * SIZE == pager.touched_bytes
@@ -108,7 +156,7 @@ def test_fewer_slots_keep_content_and_give_memory_back(transfers: Transfers) -> 
     for number, page in enumerate(pages):
         write(pager, page, number)
     pager.end_cycle()
-    pager.shrink(3)
+    pager.shrink(3, 3)
     assert pager.touched_bytes == pager.used_bytes <= 3 * SIZE
     for number, page in enumerate(pages):
         assert read(pager, page) == {number}

@@ -220,14 +220,16 @@ def test_a_larger_device_has_larger_pages_which_need_more_room() -> None:
     assert page_of(there) > page_of(where)
 
 
-def test_lower_tiers_have_room_for_all_that_leaves_in_the_first_steps() -> None:
-    """However little the device lacks. One that holds everything needs no tier."""
+def test_state_has_room_in_all_tiers_together() -> None:
+    """But what passes has room of its own. A device that holds everything needs no tier."""
     enough = footprint(MODEL, TRAINING, kept(MODEL), machine(), spills=False).total
     device = enough - 1
     needs = footprint(MODEL, TRAINING, kept(MODEL), machine(device), spills=True)
     with pytest.raises(DoesNotFit) as caught:
         forecast(MODEL, machine(device, host=1000), TRAINING, kept(MODEL))
-    assert caught.value.below == needs.spillable - 1000
+    pages = needs.spillable + needs.ends
+    assert caught.value.below == max(pages - (device - needs.least), needs.parameters + needs.gradients) - 1000
+    assert caught.value.below < needs.spillable - 1000
     assert forecast(MODEL, machine(device, host=1000 + caught.value.below), TRAINING, kept(MODEL)).spilled.total
     assert not forecast(MODEL, machine(enough, host=1000), TRAINING, kept(MODEL)).spilled.total
 
@@ -236,6 +238,6 @@ def test_no_device_is_large_enough_where_offloaded_activations_have_no_room() ->
     choice = replace(kept(MODEL), ways=(Way.OFFLOAD,) * 8, below=True)
     needs = footprint(MODEL, TRAINING, choice, machine(1 << 40), spills=True)
     with pytest.raises(DoesNotFit) as caught:
-        forecast(MODEL, machine(1 << 40, host=needs.spillable + 7000), TRAINING, choice)
+        forecast(MODEL, machine(1 << 40, host=needs.spillable + needs.ends + 7000), TRAINING, choice)
     assert (caught.value.device, caught.value.below) == (None, 1000)
     assert str(caught.value) == "needs 0.98 KiB more below it"

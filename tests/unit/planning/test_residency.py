@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciuic_dist.planning.residency import place, spread, stay
-from ciuic_dist.planning.two_tier import BudgetTooSmall
+from ciuic_dist.planning.residency import first_to_stay, spread, stay
 
 sizes_ = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
@@ -37,27 +36,6 @@ def test_spread_refuses_what_can_not_be(resident: int) -> None:
         spread(3, resident)
 
 
-@given(sizes_, st.integers(0, 2000), st.integers(1, 4))
-def test_place_never_exceeds_the_budget(sizes: list[int], budget: int, slots: int) -> None:
-    needed = min(sum(sizes), min(slots, len(sizes)) * max(sizes))
-    if budget < needed:
-        with pytest.raises(BudgetTooSmall, match=f"smallest budget that works is {needed} bytes"):
-            place(sizes, budget, slots)
-        budget = needed
-    places = place(sizes, budget, slots)
-    resident = sum(size for size, stays in zip(sizes, places.resident, strict=True) if stays)
-    assert resident + places.slots * places.slot_size <= budget
-    assert all(sizes[item] <= places.slot_size for item in places.spilled)
-    assert bool(places.spilled) == (sum(sizes) > budget) == (places.slots > 0)
-
-
-@given(st.integers(1, 40), st.integers(1, 50), st.data())
-def test_place_of_equal_items_wastes_less_than_an_item(count: int, size: int, data: st.DataObject) -> None:
-    budget = data.draw(st.integers(2 * size, max(count * size, 2 * size)))
-    places = place([size] * count, budget)
-    assert sum(places.resident) * size + places.slots * size > min(budget, count * size) - size
-
-
 @given(sizes_, st.integers(0, 2000))
 def test_kept_bytes_run_along_with_the_budget(sizes: list[int], budget: int) -> None:
     kept = 0
@@ -66,3 +44,18 @@ def test_kept_bytes_run_along_with_the_budget(sizes: list[int], budget: int) -> 
         share = min(budget, sum(sizes)) * sum(sizes[: item + 1]) / sum(sizes)
         assert kept <= share + 1e-6, "ahead of its share"
         assert kept > share - max(sizes) - (0 if len(set(sizes)) > 1 else max(sizes)), "behind its share"
+
+
+@given(st.integers(1, 300), st.data())
+def test_the_first_to_stay_are_nested_and_nearly_even(count: int, data: st.DataObject) -> None:
+    resident = data.draw(st.integers(1, count))
+    chosen = sorted(first_to_stay(count, resident))
+    assert len(chosen) == resident
+    assert first_to_stay(count, resident - 1) < set(chosen)
+    gaps = [after - before for before, after in pairwise(chosen)]
+    assert (max(gaps, default=1) - 1) * resident < 2 * count
+
+
+def test_no_more_can_stay_than_there_are() -> None:
+    with pytest.raises(ValueError, match="4 of 3 items can't be resident"):
+        first_to_stay(3, 4)

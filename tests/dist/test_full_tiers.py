@@ -1,0 +1,76 @@
+"""Lower tiers without room for all of the state: what they lack stays on the device, and nothing else changes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import ciuic_dist as cd
+from ciuic_dist.memory.budget import BudgetError, parse_size
+from tests.dist.launch import launch
+from tests.dist.spilling import Deep, assert_spilling_changes_nothing
+from tests.dist.training import OUR_ADAMW, Task
+
+PARAMETERS = sum(parameter.numel() for parameter in Deep().parameters())
+
+
+@pytest.mark.parametrize(
+    ("precision", "early", "hosts"),
+    [
+        (None, False, (2000, 2400)),
+        (None, True, (1000, 1300)),
+        ("bf16", False, (1700, 2100)),
+        ("bf16", True, (800, 1000)),
+    ],
+)
+@pytest.mark.parametrize("world", [1, 2])
+def test_state_has_room_in_all_tiers_together(
+    precision: str | None, early: bool, hosts: tuple[int, int], world: int
+) -> None:
+    task = Task(Deep, steps=5, paged=partial(OUR_ADAMW, in_backward=early), options={"mixed_precision": precision})
+    memory = cd.Memory(device=1_400_000 + 1_200_000 // world, host=f"{hosts[world - 1]}KB")
+    assert hosts[world - 1] * 1000 < PARAMETERS * (12 if early else 16), "not all of it has room below"
+    assert_spilling_changes_nothing(task, memory, world=world)
+
+
+@pytest.mark.parametrize("sums", [(1, 2), (3,)])
+def test_accumulation_and_nvme(sums: tuple[int, ...], tmp_path: Path) -> None:
+    memory = cd.Memory(device="2400KB", host="500KB", nvme=f"{tmp_path}:1500KB")
+    assert_spilling_changes_nothing(Task(Deep, sums=sums, max_norm=0.05), memory, world=1)
+
+
+def test_between_hosts() -> None:
+    memory = cd.Memory(device="2200KB", host="2000KB")
+    assert_spilling_changes_nothing(Task(Deep, steps=4), memory, world=2, shared=False)
+
+
+def refusal(memory: cd.Memory) -> str:
+    model = cd.shard(Deep(), memory=memory)
+    with pytest.raises(BudgetError) as caught:
+        cd.AdamW(model.parameters())
+    return str(caught.value)
+
+
+def test_too_little_in_all_of_them_is_refused_and_what_it_names_is_enough() -> None:
+    [message] = launch(refusal, cd.Memory(device="1MB", host="2000KB"), world=1)
+    assert "for pages of optimizer state and gradients" in message
+    needed = message.split("at least ")[1].split(" are needed")[0]
+    more = message.split("memory.nvme ")[1].split(" more")[0]
+    for enough in (
+        cd.Memory(device=parse_size(needed, "device") + 700_000, host="2000KB"),
+        cd.Memory(device="1MB", host=2_000_000 + parse_size(more, "host")),
+    ):
+        assert_spilling_changes_nothing(Task(Deep, steps=3), enough, world=1)
+
+
+def test_activations_that_are_to_leave_have_no_room() -> None:
+    memory = cd.Memory(device="2400KB", host="1700KB", activations="offload")
+    [message] = launch(refusal, memory, world=1)
+    assert "memory.activations=offload" in message
+
+
+def test_parameters_have_to_have_room_below() -> None:
+    with pytest.raises(BudgetError, match="parameters alone take"):
+        cd.shard(Deep(), memory=cd.Memory(device="8MB", host=PARAMETERS * 3))
