@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from ciuic_dist.planning.policy import Policy, Rank, furthest
-from ciuic_dist.planning.trace import Trace
+from ciuic_dist.planning.trace import Kind, Trace
 from ciuic_dist.planning.view import View
 
 
@@ -44,7 +44,7 @@ def look_ahead(name: str, rank: Rank, trace: Trace, window: int) -> Policy:
     items = [item for _, item in trace.accesses]
     ends = _ends(trace)
     ahead = tuple(tuple(items[(end + step) % len(items)] for step in range(window)) for end in ends)
-    return Policy(name, rank, expected=ahead, guarded=False, background=True)
+    return Policy(name, rank, expected=ahead, guarded=False, background=frozenset(Kind))
 
 
 def markov(name: str, order: int, trace: Trace, window: int) -> Policy:
@@ -65,7 +65,11 @@ def markov(name: str, order: int, trace: Trace, window: int) -> Policy:
             context = (*context[1:], item)
 
     return Policy(
-        name, oldest, expected=tuple(tuple(chain(end)) for end in _ends(trace)), guarded=False, background=True
+        name,
+        oldest,
+        expected=tuple(tuple(chain(end)) for end in _ends(trace)),
+        guarded=False,
+        background=frozenset(Kind),
     )
 
 

@@ -152,12 +152,11 @@ def _least_device(needs: Footprint, activations: int, below: int) -> int | None:
     In the first steps, which show what the device has room for, all lies below but what passes, and state for which
     there is no room. Parameters and gradients always have their place there, activations only where all else has.
     """
-    pages = needs.spillable + needs.ends
     if activations:
-        return needs.least if pages + activations <= below else None
+        return needs.least if needs.spillable + activations <= below else None
     if needs.parameters + needs.gradients > below:
         return None
-    return needs.least + max(0, pages - below)
+    return needs.least + max(0, needs.spillable - below)
 
 
 def _below(machine: Machine) -> int:
@@ -186,9 +185,8 @@ def _lacking(needs: Footprint, activations: int, machine: Machine) -> int | None
     spare = machine.memory - needs.least
     if spare < 0:
         return None
-    pages = needs.spillable + needs.ends
-    enough = pages + activations if activations else max(pages - spare, needs.parameters + needs.gradients)
-    return max(0, enough - _below(machine))
+    state = needs.state if activations else max(0, needs.state - spare)
+    return max(0, needs.parameters + needs.gradients + state + activations - _below(machine))
 
 
 def _offloaded(profile: Profile, choice: Choice) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from ciuic_dist.planning.flight import UNITS_IN_FLIGHT
@@ -41,9 +41,9 @@ class Policy:
     """For each operation, what to fetch ahead while it runs, in order; None: all that is missing, soonest first."""
     guarded: bool = True
     """Fetch ahead only in place of what is needed later than what is fetched."""
-    background: bool = False
-    """Write back ahead of time, while the link down idles. It moves more bytes, since not all of it is evicted
-    before it changes again, and pays where room is needed at once: for a gradient, or for large parameters."""
+    background: frozenset[Kind] = frozenset()
+    """What is written back ahead of time, while the link down idles. It moves more bytes, since not all of it is
+    evicted before it changes again, and pays where room is needed at once: for a gradient, or for large parameters."""
 
     def fetch(self, view: View) -> int | None:
         """The item to fetch ahead, or None."""
@@ -69,7 +69,8 @@ class Policy:
         """The dirty item to write back ahead of time, or None: the one that is evicted first."""
         if not self.background or not view.absent:
             return None
-        return max(self._ranked(view, self._evictable(view, view.resident & view.dirty)), default=(0.0, None))[1]
+        dirty = {item for item in view.resident & view.dirty if view.trace.items[item].kind in self.background}
+        return max(self._ranked(view, self._evictable(view, dirty)), default=(0.0, None))[1]
 
     def _evictable(self, view: View, items: set[int]) -> set[int]:
         return items - self.static - set(view.pinned)
@@ -81,7 +82,7 @@ class Policy:
 
 def rotating(*, background: bool = False) -> Policy:
     """MIN that fetches ahead: while the link idles, the soonest missing item replaces the furthest one."""
-    return Policy("rotating" + EARLY * background, background=background)
+    return Policy("rotating" + EARLY * background, background=_all_kinds(background))
 
 
 def static_ring(trace: Trace, room: int, ring: int, *, background: bool = False) -> Policy:
@@ -100,13 +101,18 @@ def static_ring(trace: Trace, room: int, ring: int, *, background: bool = False)
         static.update(kept)
         left -= trace.bytes_of(kept)
     name = f"static + ring of {ring / 2**30:.1f} GiB" + EARLY * background
-    return Policy(name, static=frozenset(static), background=background)
+    return Policy(name, static=frozenset(static), background=_all_kinds(background))
+
+
+def _all_kinds(background: bool) -> frozenset[Kind]:
+    return frozenset(Kind) if background else frozenset()
 
 
 def paged(trace: Trace, room: int) -> Policy:
     """What the engine does: a ring in which the state of the largest unit comes while the one before it is updated.
 
-    Beside it is what one operation needs, and several units in flight, unless all parameters stay.
+    Beside it is what one operation needs, and several units in flight, unless all parameters stay. Gradients have slots
+    of their own there; here they share the ring, so state that is dirty must not be in their way.
     """
     sizes = [item.size for item in trace.items if item.kind is Kind.PARAMETER]
     wholes = groupby(trace.ops, key=lambda op: op.name)
@@ -114,8 +120,8 @@ def paged(trace: Trace, room: int) -> Policy:
     ring = trace.largest + coming
     if sum(sizes) > room - ring:
         ring += UNITS_IN_FLIGHT * max(sizes)
-    makes = any(op.creates for op in trace.ops)  # for these a slot is cleared ahead
-    return static_ring(trace, room, min(ring, room), background=makes)
+    makes = any(op.creates for op in trace.ops)
+    return replace(static_ring(trace, room, min(ring, room)), background=frozenset([Kind.STATE] if makes else []))
 
 
 def _state_bytes(trace: Trace, ops: Iterable[Op]) -> int:

@@ -178,7 +178,8 @@ def test_what_does_not_fit_says_how_much_would_do(mib: int, words: str) -> None:
 def test_what_does_not_fit_below_says_so_too() -> None:
     profile = stack([20_000_000] * 4, 10_000_000)
     where = machine(800 * MIB, host=1 * MIB)
-    more = size_text(footprint(profile, TRAINING, kept(profile), where, spills=True).spillable - 1 * MIB, ceil)
+    needs = footprint(profile, TRAINING, kept(profile), where, spills=True)
+    more = size_text(needs.least + needs.spillable - where.memory - 1 * MIB, ceil)
     text = rf"\. {re.escape(more)} more of each node's host memory or NVMe would do as well"
     with pytest.raises(BudgetError, match=text):
         make_plan("big", per_sequence(profile), where, TRAINING)

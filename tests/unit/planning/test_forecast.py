@@ -227,8 +227,8 @@ def test_state_has_room_in_all_tiers_together() -> None:
     needs = footprint(MODEL, TRAINING, kept(MODEL), machine(device), spills=True)
     with pytest.raises(DoesNotFit) as caught:
         forecast(MODEL, machine(device, host=1000), TRAINING, kept(MODEL))
-    pages = needs.spillable + needs.ends
-    assert caught.value.below == max(pages - (device - needs.least), needs.parameters + needs.gradients) - 1000
+    stuck = max(0, needs.state - (device - needs.least))
+    assert caught.value.below == needs.parameters + needs.gradients + stuck - 1000
     assert caught.value.below < needs.spillable - 1000
     assert forecast(MODEL, machine(device, host=1000 + caught.value.below), TRAINING, kept(MODEL)).spilled.total
     assert not forecast(MODEL, machine(enough, host=1000), TRAINING, kept(MODEL)).spilled.total
@@ -238,6 +238,6 @@ def test_no_device_is_large_enough_where_offloaded_activations_have_no_room() ->
     choice = replace(kept(MODEL), ways=(Way.OFFLOAD,) * 8, below=True)
     needs = footprint(MODEL, TRAINING, choice, machine(1 << 40), spills=True)
     with pytest.raises(DoesNotFit) as caught:
-        forecast(MODEL, machine(1 << 40, host=needs.spillable + needs.ends + 7000), TRAINING, choice)
+        forecast(MODEL, machine(1 << 40, host=needs.spillable + 7000), TRAINING, choice)
     assert (caught.value.device, caught.value.below) == (None, 1000)
     assert str(caught.value) == "needs 0.98 KiB more below it"
