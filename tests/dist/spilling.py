@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import ciuic_dist as cd
 from ciuic_dist.memory.budget import parse_size
@@ -38,6 +39,7 @@ class Spilled:
     training: Training
     tiers: dict[str, TierUsage]
     spilling: Spilling
+    activations: dict[str, int]
 
     @property
     def peak(self) -> int:
@@ -49,7 +51,7 @@ def train_spilled(task: Task, stage: int) -> Spilled:
     """Collective; ``task.options`` has the budget."""
     seen: list[Any] = []
     training = train_sharded(replace(task, at_end=lambda model: seen.append(cd.status(model))), stage)
-    return Spilled(training, seen[0].tiers, seen[0].spilling)
+    return Spilled(training, seen[0].tiers, seen[0].spilling, seen[0].activations)
 
 
 def assert_spilling_changes_nothing(
@@ -59,23 +61,31 @@ def assert_spilling_changes_nothing(
     free = launch(train_sharded, task, stage, world=world, shared=shared)
     task = replace(task, options={**task.options, "memory": memory})
     under_budget: list[Spilled] = launch(train_spilled, task, stage, world=world, shared=shared)
-    for rank, spilled in enumerate(under_budget):
-        assert spilled.training.losses == free[rank].losses
-        assert spilled.training.norms == free[rank].norms
-        assert spilled.training.state.keys() == free[rank].state.keys()
-        for name, value in free[rank].state.items():
-            assert torch.equal(spilled.training.state[name], value), name
+    assert_same_bits([spilled.training for spilled in under_budget], free)
+    for spilled in under_budget:
         assert memory.device is not None
         assert spilled.peak <= parse_size(memory.device, "device")
         for name, usage in spilled.tiers.items():
             assert usage.budget is not None
             assert usage.peak <= usage.budget
             assert name == "device" or spilled.spilling.links[f"{name}->device"].bytes > 0
-    moments, expected = whole_moments(spilled.training for spilled in under_budget), whole_moments(free)
-    assert moments.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(moments[name], value), name
     return under_budget
+
+
+def assert_same_bits(found: list[Training], expected: list[Training]) -> None:
+    """Of all ranks: losses, norms, parameters and optimizer state."""
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.losses == theirs.losses
+        assert ours.norms == theirs.norms
+        assert_same_tensors(ours.state, theirs.state)
+    assert_same_tensors(whole_moments(found), whole_moments(expected))
+
+
+def assert_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Names and bits."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
 
 
 every_tier = pytest.mark.parametrize("tier", ["host", "nvme", "host and nvme"])

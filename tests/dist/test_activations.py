@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,13 @@ from torch.nn import functional
 
 import ciuic_dist as cd
 from ciuic_dist.memory.budget import BudgetError
-from ciuic_dist.memory.tier import PageError
+from ciuic_dist.memory.file import FileTier
+from ciuic_dist.memory.ram import RamTier
+from ciuic_dist.memory.tier import PageError, Tier
 from ciuic_dist.sharding.registry import sharded_of
 from tests.dist.launch import launch
 from tests.dist.models import Block, Recomputing, RecomputingTogether, Stack
-from tests.dist.spilling import Spilled, train_spilled
+from tests.dist.spilling import Spilled, assert_same_bits, train_spilled
 from tests.dist.test_spill_faults import flip_every_page
 from tests.dist.training import OUR_ADAMW, Sample, Task, train_sharded
 
@@ -66,11 +69,7 @@ def assert_equal_under(memory: cd.Memory, task: Task = TASK, stage: int = 3, wor
     free = launch(train_sharded, task, stage, world=world)
     found: list[Spilled] = launch(train_and_count, replace(task, options={**task.options, "memory": memory}), stage,
                                   world=world)  # fmt: skip
-    for ours, theirs in zip(found, free, strict=True):
-        assert ours.training.losses == theirs.losses
-        assert ours.training.state.keys() == theirs.state.keys()
-        for name, value in theirs.state.items():
-            assert torch.equal(ours.training.state[name], value), name
+    assert_same_bits([spilled.training for spilled in found], free)
     return found
 
 
@@ -91,6 +90,50 @@ def test_every_way_stage_and_precision(way: str, stage: int, world: int, precisi
     memory = below(tmp_path, {"auto": "3MB", "offload": "3MB", "recompute": "4MB"}[way], way)
     for spilled in assert_equal_under(memory, task, stage, world):
         assert spilled.peak <= 4_000_000
+
+
+def count_activations(task: Task, stage: int) -> tuple[Spilled, Counter[str]]:
+    """Also the bytes of activations that each tier has taken in and given back."""
+    moved: list[Counter[str]] = []
+
+    def counted(move: Callable[..., None], key: str) -> Callable[..., None]:
+        def run(tier: Tier, slot: int, content: Tensor, name: str) -> None:
+            move(tier, slot, content, name)
+            if name.startswith("activations of unit"):
+                moved.append(Counter({f"{tier.name} {key}": content.numel()}))
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (RamTier, FileTier):
+            for key in ("write", "read"):
+                patch.setattr(kind, key, counted(getattr(kind, key), key))
+        spilled = train_and_count(task, stage)
+    return spilled, sum(moved, Counter())
+
+
+@pytest.mark.parametrize("tiers", [{"host"}, {"host", "nvme"}], ids=["host", "host and nvme"])
+@pytest.mark.parametrize("way", ["auto", "offload"])
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("precision", [None, "bf16"])
+def test_activations_on_every_tier(
+    tiers: set[str], way: str, world: int, precision: str | None, tmp_path: Path
+) -> None:
+    """Of blocks that can't run again; 2 MB a rank have room for state and some of what is saved."""
+    both = "nvme" in tiers
+    nvme = f"{tmp_path}:{world * 32}MB" if both else None
+    memory = cd.Memory("3MB", f"{world * (2 if both else 32)}MB", nvme, way)
+    task = replace(TASK, make=partial(Deep, Halving), options={"mixed_precision": precision})
+    saved = ALL if precision is None else ALL // 2
+    free = launch(train_sharded, task, 3, world=world)
+    found = launch(count_activations, replace(task, options={**task.options, "memory": memory}), 3, world=world)
+    assert_same_bits([spilled.training for spilled, _ in found], free)
+    for spilled, moved in found:
+        assert spilled.activations["offload"] > 0
+        assert (spilled.activations["keep"] == 0) == (way == "offload")
+        assert moved.keys() == {f"{tier} {move}" for tier in tiers for move in ("write", "read")}
+        assert sum(moved[f"{tier} write"] for tier in tiers) > saved * (task.steps if way == "offload" else 1)
+        assert all(usage.peak <= (usage.budget or 0) for usage in spilled.tiers.values())
 
 
 def test_what_is_kept_is_as_ever(tmp_path: Path) -> None:
