@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,18 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import ciuic_dist as cd
 from ciuic_dist.checkpoint.errors import NoRoom
 from ciuic_dist.checkpoint.folder import discard
-from ciuic_dist.comm.groups import meet
+from ciuic_dist.comm.groups import meet, rank
 from ciuic_dist.comm.together import on_rank_zero
+from ciuic_dist.memory.tier import PageError
 from ciuic_dist.optim.paged import PagedOptimizer
 from tests.dist.launch import launch
 from tests.dist.models import Stack
 from tests.dist.test_checkpoint_worlds import train as train_steps
 from tests.dist.train_jobs import TINY, Job, checkpoints, losses, train
+from tests.dist.training import Sample
 
 PLENTY = 1 << 26
 BLOCK = 4096
@@ -138,3 +142,79 @@ def test_a_run_that_found_no_room_goes_on_when_there_is_some(drive: Path, tmp_pa
     resumed = train(tmp_path, *job, f"run.folder={drive}", world=2)
     assert f"resuming {drive}/run after step 4" in resumed.out[0]
     assert losses(drive / "run") == losses(whole)
+
+
+def unreserved(*_: int) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def made_below(drive: Path) -> tuple[nn.Module, PagedOptimizer]:
+    """Within a budget, on a drive that can't reserve room beforehand."""
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", unreserved)
+        model = cd.shard(Stack(48, 200), memory=cd.Memory("900KB", nvme=f"{drive}:32MB", activations="offload"))
+    return model, cd.AdamW(model.parameters(), lr=1e-2)
+
+
+def loss_of(model: nn.Module, step: int) -> Tensor:
+    """From step 2 on there are more activations, which need room that nothing has had before."""
+    output: Tensor = model(Sample(rank(), step, 0).inputs(48 if step > 1 else 4, 8))
+    return output.square().mean()
+
+
+def train_below(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        loss = loss_of(model, step)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def fill_up(drive: Path, room: int) -> None:
+    meet()
+    on_rank_zero(lambda: resize(drive, f"size={taken(drive)[0] + room}"))
+
+
+def train_into_a_full_drive(drive: Path, checkpoint: Path, when: str, room: int) -> tuple[str, str, list[float]]:
+    """What a step says that finds no room in its backward or update, the update after it, and losses after a load."""
+    model, optimizer = made_below(drive)
+    done = 2 if when == "backward" else 0
+    train_below(model, optimizer, range(done))
+    cd.save(checkpoint, model=model, optimizer=optimizer, step=done)
+    with pytest.raises(PageError) as full:
+        if when == "backward":
+            fill_up(drive, room)
+        loss_of(model, done).backward()
+        fill_up(drive, room)
+        optimizer.step()
+    with pytest.raises(RuntimeError) as refused:
+        optimizer.step()
+    meet()
+    on_rank_zero(partial(resize, drive, f"size={PLENTY}"))
+    model, optimizer = made_below(drive)
+    first = cd.load(checkpoint, model=model, optimizer=optimizer)["step"]
+    return str(full.value), str(refused.value), train_below(model, optimizer, range(first, 4))
+
+
+def train_with_room() -> list[float]:
+    torch.manual_seed(0)
+    model = cd.shard(Stack(48, 200))
+    return train_below(model, cd.AdamW(model.parameters(), lr=1e-2), range(4))
+
+
+@pytest.mark.parametrize("room", [0, BLOCK], ids=["none", "half a page"])
+@pytest.mark.parametrize("when", ["backward", "update"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_step_that_finds_no_room_is_not_taken(when: str, room: int, world: int, drive: Path, tmp_path: Path) -> None:
+    whole = launch(train_with_room, world=world)
+    page = {"backward": "activations of unit", "update": "(blocks|the root unit)"}[when]
+    where = re.escape(f"can't be written to nvme (the unnamed file in {drive}): No space left on device")
+    outcomes = launch(train_into_a_full_drive, drive, tmp_path / "checkpoint", when, room, world=world)
+    for (full, refused, found), expected in zip(outcomes, whole, strict=True):
+        assert re.fullmatch(rf"{page}.* page \d+ {where}", full)
+        assert "raised" in refused
+        assert found == expected[2 if when == "backward" else 0 :]
