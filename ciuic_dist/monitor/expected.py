@@ -55,9 +55,8 @@ def compared(expected: Expected, steps: Iterable[Mapping[str, Any]], activations
     rows += _peaks(expected, records, 0 if spilling else activations)
     if spilling:
         rows.append(Row("stalls", expected.stalls, median(moved["stall_seconds"] for moved in spilling), True))
-        for name, predicted, end in (("moved up", expected.up, f"->{_DEVICE}"), ("moved down", expected.down, "")):
-            measured = median(_moved(moved["bytes"], end) for moved in spilling)
-            rows.append(Row(name, predicted, measured, False))
+        rows.append(Row("moved up", expected.up, median(moved_up(moved["bytes"]) for moved in spilling), False))
+        rows.append(Row("moved down", expected.down, median(moved_down(moved["bytes"]) for moved in spilling), False))
     return [row for row in rows if row.predicted or row.measured]
 
 
@@ -70,6 +69,11 @@ def _peaks(expected: Expected, records: list[Mapping[str, Any]], beside: int | N
             yield Row(f"peak on {tier}", predicted, measured + beside, False)
 
 
-def _moved(links: Mapping[str, int], end: str) -> int:
-    """Bytes over links, such as "device->nvme", to the device, or from it where ``end`` is nothing."""
-    return sum(n for link, n in links.items() if (link.endswith(end) if end else link.startswith(f"{_DEVICE}->")))
+def moved_up(links: Mapping[str, int]) -> int:
+    """Bytes to the device, of those over all links, such as "nvme->device"."""
+    return sum(nbytes for link, nbytes in links.items() if link.endswith(f"->{_DEVICE}"))
+
+
+def moved_down(links: Mapping[str, int]) -> int:
+    """The same from it."""
+    return sum(nbytes for link, nbytes in links.items() if link.startswith(f"{_DEVICE}->"))

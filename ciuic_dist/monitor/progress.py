@@ -7,6 +7,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Self, TextIO
 
+from ciuic_dist.monitor.expected import moved_down, moved_up
 from ciuic_dist.monitor.units import duration_text, size_text
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _INTERVAL: Final = 10.0  # seconds between two plain lines
 
 
 class Progress:
-    """Shows loss, tokens/s, memory and time left as steps come in; a context manager.
+    """Shows loss, tokens/s, memory, traffic between tiers and time left as steps come in; a context manager.
 
     ``first_step`` is the number of steps done before (0, or the resumed step): time left is
     reckoned from the steps seen here. ``clock`` gives seconds.
@@ -55,6 +56,7 @@ class Progress:
         parts += [
             f"{metrics.tokens_per_s:,.0f} tokens/s{_speed(expected)}",
             *_memory(metrics.memory, expected),
+            *_traffic(metrics, expected),
             *_waits(metrics, expected),
             *_wear(metrics),
             f"{self._time_left(metrics.step)} left",
@@ -128,6 +130,20 @@ def _memory(tiers: Mapping[str, TierUsage], expected: Expected | None) -> list[s
         f"{tier} {size_text(usage.used)} (peak {size_text(usage.peak)}"
         + (f", plan {size_text(planned[tier])})" if tier in planned else ")")
         for tier, usage in tiers.items()
+    ]
+
+
+def _traffic(metrics: StepMetrics, expected: Expected | None) -> list[str]:
+    """Between tiers in this step, where there is any."""
+    if metrics.spilling is None:
+        return []
+    links = {name: link.bytes for name, link in metrics.spilling.links.items()}
+    planned = (0.0, 0.0) if expected is None else (expected.up, expected.down)
+    rows = zip(("up", "down"), (moved_up(links), moved_down(links)), planned, strict=True)
+    return [
+        f"{way} {size_text(measured)}" + (f" (plan {size_text(plan)})" if expected is not None else "")
+        for way, measured, plan in rows
+        if measured or plan
     ]
 
 

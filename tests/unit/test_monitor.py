@@ -164,7 +164,7 @@ def test_what_spilled_is_recorded_and_shown(tmp_path: Path) -> None:
         "guess_rate": 0.25,
         "nvme_bytes_per_day": (3 << 20) * 43200,
     }
-    assert "3.00 MiB written a step, 126.56 GiB a day" in stream.getvalue()
+    assert "  up 1.00 MiB  down 3.00 MiB  3.00 MiB written a step, 126.56 GiB a day" in stream.getvalue()
 
 
 def test_a_later_look_has_what_moved_since() -> None:
@@ -276,6 +276,7 @@ def test_the_display_says_what_the_plan_expected() -> None:
     shown = stream.getvalue()
     assert "1,234 tokens/s (plan 2,000)" in shown
     assert "device 3.00 MiB (peak 5.00 GiB, plan 10.00 MiB)" in shown
+    assert "up 1.00 MiB (plan 4.00 MiB)  down 3.00 MiB (plan 2.00 MiB)" in shown
     assert "stalls 250.0 ms (plan 125.0 ms)" in shown
 
 
