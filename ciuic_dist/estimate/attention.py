@@ -25,8 +25,7 @@ Charge = Callable[[Cost, Call | None], None]
 class FusedAttention(TorchFunctionMode):
     """Stands in for ``scaled_dot_product_attention``: the sizes are right, and what it costs; values there are none.
 
-    On meta torch would take it apart. ``everywhere``: as GPUs do; else only where the CPU has such a kernel too: with
-    values as wide as their keys, and without dropout.
+    On meta torch would take it apart. ``everywhere``: as GPUs do; else only where the CPU has such a kernel too.
     """
 
     def __init__(self, charge: Charge, *, everywhere: bool) -> None:
@@ -59,7 +58,8 @@ class FusedAttention(TorchFunctionMode):
         is_causal: bool = False,
         **others: Any,
     ) -> Tensor:
-        if not (self._everywhere or (query.shape[-1] == value.shape[-1] and query.dim() == 4 and not dropout_p)):
+        grouped = bool(others.get("enable_gqa"))
+        if not (self._everywhere or (not dropout_p and _cpu_takes(query, key, value, attn_mask, grouped=grouped))):
             return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **others)
         if attn_mask is not None and attn_mask.dtype is torch.bool:  # added up as floats, and kept
             attn_mask = query.new_empty(attn_mask.shape)
@@ -96,7 +96,19 @@ class _Attention(torch.autograd.Function):
         moved = sum(tensor.nbytes for tensor in (query, key, value, out, *gradients, *made))
         given = (*gradients, query, key, value, out, sums, 0.0, ctx.causal)
         ctx.charge(Cost(_PRODUCTS * ctx.flops, moved), Call.of(_BACKWARD, given, {"attn_mask": mask}))
-        return None, None, None, None, *made
+        return None, None, None, torch.empty_like(mask) if ctx.needs_input_grad[3] else None, *made
+
+
+def _cpu_takes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, grouped: bool) -> bool:
+    """Whether the CPU's kernel does, which gives masks no gradient, as a learned bias needs it."""
+    given = (query, key, value)
+    return (
+        query.dim() == 4
+        and query.shape[-1] == value.shape[-1]
+        and (grouped or len({tensor.shape[:2] for tensor in given}) == 1)
+        and all(tensor.stride(-1) == 1 for tensor in given)
+        and (mask is None or (mask.dim() in (2, 4) and not mask.requires_grad))
+    )
 
 
 def _rows_first(query: Tensor, width: int) -> Tensor:

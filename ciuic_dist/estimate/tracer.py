@@ -20,6 +20,7 @@ from ciuic_dist.estimate.twins import Twins
 from ciuic_dist.estimate.whole import Whole
 from ciuic_dist.memory.live import LiveBytes, Storages
 from ciuic_dist.planning.profile import Pass, Profile, UnitProfile
+from ciuic_dist.sharding.units import owners
 
 Calls = Counter[Call]
 """How often each operator is called."""
@@ -48,7 +49,7 @@ def trace(
     """Run ``loss()`` and its backward and attribute what they cost to ``units``, by name, and the root.
 
     With a model on meta, called under `phantom`, nothing is allocated or computed. Units that are alike and get alike
-    inputs are run once. Parameters that belong to no unit or to several are the root's, which comes last. The
+    inputs are run once. Parameters that are used outside of one unit are the root's, which comes last. The
     gradients of the parameters are not kept. The second value tells what each pass of the first does.
 
     ``fused_attention``: attention takes one kernel whatever its shapes, as on GPUs; else where CPUs have one.
@@ -93,13 +94,8 @@ class _Meter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotations there
         self.root = len(units)
         self.live = LiveBytes(phantom=True)
-        owner: dict[nn.Parameter, int] = {}
-        for index, module in enumerate(units.values()):
-            for parameter in module.parameters():
-                owner[parameter] = index if owner.get(parameter, index) == index else self.root
         counts, frozen = Counter[int](), Counter[int]()
-        for parameter in model.parameters():
-            unit = owner.setdefault(parameter, self.root)
+        for parameter, unit in owners(model, list(units.values())).items():
             counts[unit] += parameter.numel()
             frozen[unit] += 0 if parameter.requires_grad else parameter.numel()
         self.units = tuple(UnitProfile(name, counts[i], frozen[i]) for i, name in enumerate([*units, "root"]))
@@ -218,6 +214,8 @@ class _Meter(TorchDispatchMode):
                 if tensor not in self._entered:
                     self._entered.add(tensor)
                     self._passes[-1].inputs += tensor.untyped_storage().nbytes()
+            made = [tensor for tensor in self._inputs if not tensor.is_leaf]  # autograd goes to leaves as soon as it can
+            for tensor in made or self._inputs:
                 tensor.register_hook(lambda _: self._leave(index))
 
         def after(_: nn.Module, args: Any, out: Any) -> None:

@@ -58,19 +58,20 @@ def profiles(
     Raises Untraceable where the model's code raises; with a ``clock``, which makes it collective, on all ranks.
     """
     counts = (max(most // 2, 1), max(most, 2))
-    few, many = (_traced(model, batch, count, precision, units, fused_attention, clock) for count in counts)
+    few, many = (traced(model, batch, count, precision, units, fused_attention, clock) for count in counts)
     return cache(lambda count: extrapolate(few, many, counts, count))
 
 
-def _traced(
+def traced(
     model: nn.Module,
     batch: Batch,
     count: int,
-    precision: str | None,
-    units: UnitRule,
-    fused_attention: bool,
-    clock: Clock | None,
+    precision: str | None = None,
+    units: UnitRule = None,
+    fused_attention: bool = False,
+    clock: Clock | None = None,
 ) -> Profile:
+    """The profile of exactly ``count`` samples; all else as in `profiles`, which gives others than it has traced."""
     with nullcontext() if clock is None else together():
         try:
             profile, works = _run(model, batch, count, PRECISIONS[precision], units, fused_attention)
@@ -85,11 +86,12 @@ def _run(
     exact = exact_parameters(model)
     specs = {spec.name: spec.module for spec in find_units(model, units) if spec.name}
     buffers = {name: _valued(buffer) for name, buffer in model.named_buffers()}
+    sample = tree_map(_valued, given(batch))
     with phantom():
         step = _Step(model, specs, fused_attention)
         held = {f"model.{name}": _absent(p, None if p in exact else dtype) for name, p in model.named_parameters()}
         held |= {f"model.{name}": _absent(buffer, None) for name, buffer in buffers.items()}
-        args, kwargs = tree_map(lambda value: _repeated(value, count, dtype), given(batch))
+        args, kwargs = tree_map(lambda value: _repeated(value, count, dtype), sample)
         found: tuple[Profile, tuple[Work, ...]] = functional_call(step, held, args, kwargs)
     return found
 
@@ -141,11 +143,11 @@ def _loss(out: Any) -> Tensor:
     return total
 
 
-def _valued(buffer: Tensor) -> Tensor:
+def _valued(tensor: Tensor) -> Tensor:
     """Indices and masks have values, zeros where their own aren't at hand. Not for phantoms, which have none."""
-    if buffer.is_floating_point() or buffer.device.type == "cpu":
-        return buffer
-    return torch.zeros(buffer.shape, dtype=buffer.dtype, device="cpu")
+    if tensor.is_floating_point() or tensor.device.type == "cpu":
+        return tensor
+    return torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
 
 
 def _absent(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -160,6 +162,11 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def _repeated(value: Tensor, count: int, dtype: torch.dtype | None) -> Tensor:
-    """An input for ``count`` samples instead of one, in the precision that the model computes in."""
-    made = torch.empty((count * value.shape[0], *value.shape[1:]), dtype=_cast(value, dtype))
-    return made if value.is_floating_point() else made.zero_()
+    """An input for ``count`` samples instead of one, in the precision that the model computes in.
+
+    Integers keep their values, such as the tokens that images take the place of. One number is for all samples.
+    """
+    if not value.is_floating_point():
+        return value.repeat(count, *[1] * (value.dim() - 1)) if value.dim() else value
+    shape = (count * value.shape[0], *value.shape[1:]) if value.dim() else ()
+    return torch.empty(shape, dtype=_cast(value, dtype))

@@ -38,8 +38,8 @@ def plan(
 
     ``model``: a module, also on meta, or what makes one, whose tensors go to meta without its noticing. ``machine``: a
     name such as "8xh100", the path of a YAML file, a Machine, or "probe" for the ranks of ``init``, which then all call
-    this and measure what isn't known of them. ``batch``: what a forward is given for one sample (a
-    tensor, several, or a dict by name), of which only the shapes count; ``sequences``: samples of a step, over all
+    this and measure what isn't known of them. ``batch``: what a forward is given for one sample (a tensor, several, or
+    a dict by name), of which the shapes count, and the values of integers; ``sequences``: samples of a step, over all
     ranks. ``memory``: what tiers may hold, where that is less than the machine has. ``stage`` None: to be chosen.
     ``group``: so many ranks shard among themselves, as in ``cd.shard``; None: to be chosen.
     ``clips``: gradients are clipped, so nothing is updated before the backward is over.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -27,20 +27,25 @@ def find_units(model: nn.Module, rule: UnitRule = None) -> list[UnitSpec]:
     several units use belongs to the root. Raises ValueError where ``rule`` names a class that the model lacks.
     """
     blocks = dict(_outermost(model, _predicate(model, rule)))
-    units = [UnitSpec(name, module) for name, module in blocks.items()]
-    root = UnitSpec("", model)
-    owner: dict[nn.Parameter, UnitSpec] = {}
-    for unit in units:
-        for parameter in unit.module.parameters():
-            owner[parameter] = unit if owner.get(parameter, unit) is unit else root
-    inside = {id(module) for unit in units for module in unit.module.modules()}
+    units = [*(UnitSpec(name, module) for name, module in blocks.items()), UnitSpec("", model)]
+    owner = owners(model, list(blocks.values()))
+    for name, parameter in model.named_parameters():
+        units[owner[parameter]].parameters[name] = parameter
+    return [unit for unit in units if unit.parameters]
+
+
+def owners(model: nn.Module, units: Sequence[nn.Module]) -> dict[nn.Parameter, int]:
+    """Of each parameter the index of its unit; that of the root, which comes last, for what is used outside of it."""
+    root = len(units)
+    owner: dict[nn.Parameter, int] = {}
+    for index, unit in enumerate(units):
+        for parameter in unit.parameters():
+            owner[parameter] = index if owner.get(parameter, index) == index else root
+    inside = {id(module) for unit in units for module in unit.modules()}
     for module in model.modules():
         if id(module) not in inside:
-            for parameter in module.parameters(recurse=False):
-                owner[parameter] = root
-    for name, parameter in model.named_parameters():
-        owner[parameter].parameters[name] = parameter
-    return [unit for unit in (*units, root) if unit.parameters]
+            owner |= dict.fromkeys(module.parameters(recurse=False), root)
+    return owner
 
 
 def _predicate(model: nn.Module, rule: UnitRule) -> Callable[[nn.Module], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ciuic_dist.estimate.attention import FusedAttention
 from ciuic_dist.estimate.calls import Call, Clock
@@ -34,6 +36,18 @@ def attended(
             out = scaled_dot_product_attention(given[0], given[1], given[2], **kinds)
             out.sum().backward()
     return given, out, found
+
+
+class Named(TorchDispatchMode):
+    """Which operators are called."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def costs(charged: Charged) -> list[Cost]:
@@ -87,6 +101,41 @@ def test_where_the_cpu_has_no_kernel_only_gpus_have_one(shapes: tuple[Any, ...],
     assert len(attended(*shapes, everywhere=True, **kinds)[2]) == 2
     assert attended(*shapes, everywhere=False, **kinds)[2] == []
     assert len(attended(*SQUARE, everywhere=False)[2]) == 2
+
+
+WIDE = (2, 4, 64, 16)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (torch.zeros(WIDE),) * 3,
+        lambda: (torch.zeros(WIDE), torch.zeros(2, 1, 64, 16), torch.zeros(2, 1, 64, 16)),
+        lambda: (torch.zeros(WIDE), *[torch.zeros(2, 1, 64, 16).expand(WIDE)] * 2),
+        lambda: (torch.zeros(2, 4, 16, 64).transpose(2, 3), *[torch.zeros(WIDE)] * 2),
+        lambda: (*[torch.zeros(WIDE)] * 3, torch.zeros(64, 64)),
+        lambda: (*[torch.zeros(WIDE)] * 3, torch.zeros(2, 1, 64, 64)),
+        lambda: (*[torch.zeros(WIDE)] * 3, torch.zeros(4, 64, 64)),
+        lambda: (*[torch.zeros(WIDE)] * 3, torch.zeros(4, 64, 64).requires_grad_()[None]),
+    ],
+)
+def test_the_cpus_kernel_takes_what_it_takes_of_real_tensors(make: Callable[[], tuple[Any, ...]]) -> None:
+    with Named() as named:
+        scaled_dot_product_attention(*make())
+    found: Charged = []
+    with phantom(), FusedAttention(lambda cost, call: found.append((cost, call)), everywhere=False):
+        scaled_dot_product_attention(*make())
+    assert len(found) == named.calls.count("aten._scaled_dot_product_flash_attention_for_cpu.default")
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_learned_bias_has_its_gradient(everywhere: bool) -> None:
+    with phantom(), FusedAttention(lambda _cost, _call: None, everywhere=everywhere):
+        given = [torch.zeros(WIDE, requires_grad=True) for _ in range(3)]
+        bias = torch.zeros(1, 4, 64, 64, requires_grad=True)
+        scaled_dot_product_attention(given[0], given[1], given[2], bias).sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.shape == bias.shape
 
 
 def test_everything_else_is_left_alone() -> None:

@@ -98,6 +98,15 @@ def test_a_weight_of_two_units_is_the_roots() -> None:
     assert [unit.parameters for unit in found.units] == [0, 0, 32 * WIDTH + 2 * WIDTH * WIDTH]
 
 
+def test_a_weight_that_a_unit_and_the_root_have_is_the_roots() -> None:
+    """As it is in training."""
+    with phantom():
+        model = Model(2)
+        model.head.weight = model.blocks[0].inner.weight  # type: ignore[union-attr, assignment]
+        found = measured(model)
+    assert [unit.parameters for unit in found.units] == [0, WIDTH * WIDTH, 32 * WIDTH + WIDTH * WIDTH]
+
+
 def test_real_tensors_give_the_same_and_keep_no_trace_of_it() -> None:
     with phantom():
         fake = measured(Model(3))

@@ -192,6 +192,32 @@ def test_a_block_that_is_run_twice_costs_twice(alone: Alone) -> None:
     ]
 
 
+def test_what_all_blocks_are_given_beside_is_computed_with_in_each(alone: Alone) -> None:
+    """A weight's gradient is complete before the first block's backward has reached its other input."""
+
+    class Biased(Block):
+        def forward(self, x: Tensor, scale: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+            out: Tensor = super().forward(x, mask=mask) + self.up(scale).mean()
+            return out
+
+    class Shared(Model):
+        def __init__(self) -> None:
+            super().__init__([Biased(index) for index in range(4)])
+            self.scale = nn.Parameter(torch.zeros(1, WIDTH))
+
+        def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]
+            x: Tensor = self.embedding(ids)
+            for block in self.blocks:
+                x = block(x, self.scale)
+            return x.mean()
+
+    found, every = measured(Shared)[0], alone(Shared)[0]
+    assert runs(measured(Shared)[1])[-1] == 0
+    for passes in (found.passes, every.passes):
+        assert len({p.flops for p in passes if p.backward and p.unit != found.root}) == 1
+    assert sum(p.flops for p in found.passes) == sum(p.flops for p in every.passes)
+
+
 def test_checkpointed_blocks_are_run() -> None:
     def make() -> Model:
         model = equal()

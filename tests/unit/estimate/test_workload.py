@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ciuic_dist.config import ModelConfig
 from ciuic_dist.estimate.twins import Twins
-from ciuic_dist.estimate.workload import causal_batch, profiles
+from ciuic_dist.estimate.workload import causal_batch, profiles, traced
 from ciuic_dist.models.build import build
 
 WIDTH, LENGTH = 16, 8
@@ -90,6 +90,18 @@ def test_outputs_without_a_loss_are_averaged(output: Callable[[Tensor], object])
     assert [(p.unit, p.backward, p.flops) for p in other.passes] == [
         (p.unit, p.backward, p.flops) for p in plain.passes
     ]
+
+
+def test_integers_of_the_batch_have_their_values_and_single_numbers_stay() -> None:
+    class Chosen(Model):
+        def forward(self, x: Tensor, rows: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+            seen.append((rows.tolist(), scale.shape))
+            return super().forward(x) * scale
+
+    seen: list[object] = []
+    traced(Chosen(), {**BATCH, "rows": torch.tensor([[3, 1]]), "scale": torch.tensor(0.5)}, 2)
+    traced(Chosen(), {**BATCH, "rows": torch.ones(1, 2, dtype=torch.int64, device="meta"), "scale": torch.tensor(2)}, 1)
+    assert seen == [([[3, 1], [3, 1]], ()), ([[0, 0]], ())]
 
 
 def test_a_loss_by_name_is_what_the_backward_begins_with() -> None:
