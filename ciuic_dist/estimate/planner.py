@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil, floor
 
 from ciuic_dist.memory.budget import BudgetError
@@ -25,8 +25,26 @@ _PLAYED = 4
 """Choices that are played for a piece of advice: what it promises is the least that there is to gain."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why nothing fits, in bytes."""
+
+    model: str
+    machine: str
+    given: dict[str, int]
+    """Of each device, and of each node's host memory and NVMe."""
+    smallest: dict[str, int]
+    """What would do instead, one at a time: ``device`` of each, ``below`` of a node's host memory and NVMe together."""
+    takes: dict[str, int]
+    """Of each device, by what it is for, where least is needed."""
+
+
 class NothingFits(BudgetError):
     """No plan stays within the budgets."""
+
+    def __init__(self, text: str, shortage: Shortage | None = None) -> None:
+        super().__init__(text)
+        self.shortage = shortage
 
 
 def make_plan(
@@ -44,7 +62,7 @@ def make_plan(
     try:
         found = search(profile_of, machine, training, limits)
     except DoesNotFit as failure:
-        raise NothingFits(_refusal(name, machine, failure)) from failure
+        raise NothingFits(_refusal(name, machine, failure), _shortage(name, machine, failure)) from failure
     kept = None if current is None else look(current, profile_of, machine, training)
     if kept is not None and kept.forecast.seconds <= found.forecast.seconds * (1 + _CHANGING):
         found = kept
@@ -184,3 +202,25 @@ def _refusal(name: str, machine: Machine, failure: DoesNotFit) -> str:
         more = size_text(failure.below * machine.devices, ceil)
         text += f". {more} more of each node's host memory or NVMe would do as well"
     return text
+
+
+def _shortage(name: str, machine: Machine, failure: DoesNotFit) -> Shortage:
+    smallest, needs = {}, failure.needs
+    if failure.device is not None:
+        smallest["device"] = failure.device
+    if failure.below is not None:
+        smallest["below"] = (machine.node_host + machine.node_nvme + failure.below) * machine.devices
+    return Shortage(
+        name,
+        machine.name,
+        given={"device": machine.memory, "host": machine.host, "nvme": machine.nvme},
+        smallest=smallest,
+        takes={
+            "activations": needs.transient,
+            "full units and gradients on their way": needs.fixed,
+            "what passes through": needs.passing,
+            "parameters": needs.parameters,
+            "gradients": needs.gradients,
+            "optimizer state": needs.state,
+        },
+    )

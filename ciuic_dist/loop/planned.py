@@ -81,7 +81,7 @@ def own_plan(config: Config, model: nn.Module) -> Plan | None:
     try:
         return plan_here(config, model).plan
     except NothingFits as error:
-        raise NothingFits(f"{error}. run.plan=null tries it all the same") from error
+        raise NothingFits(f"{error}. run.plan=null tries it all the same", error.shortage) from error
     except Untraceable as error:
         if rank() == 0:
             words = str(error).partition("\n")[0]

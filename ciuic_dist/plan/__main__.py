@@ -2,7 +2,7 @@
 
 Settings are those of ``ciuic_dist.train``. What isn't given of ``data.sequence_length``, ``train.global_batch``,
 ``train.precision``, ``engine.stage`` and ``train.micro_batch`` is chosen for the machine.
-``--json`` prints the plan as JSON, ``--picture FILE.png`` draws a step.
+``--json`` prints the plan as JSON, or why there is none; ``--picture FILE.png`` draws a step.
 ``machine=probe`` and no model: measures this machine anew, and prints it as a YAML file of one's own has it, or JSON.
 
 Exit codes: 0 there is a plan; 2 the settings are wrong, or nothing fits.
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ciuic_dist.config import ConfigError
     from ciuic_dist.estimate.here import measure_anew
     from ciuic_dist.memory.budget import BudgetError
-    from ciuic_dist.plan.command import help_text, parse, planned
+    from ciuic_dist.plan.command import help_text, parse, planned, refusal
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = planned(command.config, command)
     except (ConfigError, BudgetError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        if "--json" in arguments and not groups.rank():
+            print(refusal(error))
         return 2
     if groups.rank():
         return 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ciuic_dist.compose import compose
@@ -11,6 +12,7 @@ from ciuic_dist.config import Config, ConfigError
 from ciuic_dist.estimate import machines
 from ciuic_dist.estimate.job import Planned, check_length, plan_here, plan_on
 from ciuic_dist.estimate.machines import PROBE
+from ciuic_dist.estimate.planner import NothingFits
 from ciuic_dist.models.build import build, longest_sequence
 from ciuic_dist.planning.machine import Machine
 
@@ -75,6 +77,12 @@ def planned(config: Config, command: Command) -> Planned:
         check_length(config)
     model = build(config.model, vocab_size=None, seed=config.train.seed)
     return plan_here(config, model) if machine is None else plan_on(machine, config, model)
+
+
+def refusal(error: Exception) -> str:
+    """``error`` as JSON: its words, and where nothing fits, the numbers of its `Shortage`."""
+    shortage = error.shortage if isinstance(error, NothingFits) else None
+    return json.dumps({"error": str(error)} | (asdict(shortage) if shortage else {}), indent=1)
 
 
 def _suited(config: Config, given: frozenset[str], machine: Machine) -> Config:

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +96,36 @@ def test_what_can_not_be_is_one_line_and_exit_code_2(
     assert message.startswith("error: ")
     assert complaint in message
     assert len(message.splitlines()) == 1
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """Why there is no plan for these settings, which stderr has in words."""
+    assert main([*SHORT, *arguments, "--json"]) == 2
+    out, message = capsys.readouterr()
+    said: dict[str, Any] = json.loads(out)
+    assert message == f"error: {said['error']}\n"
+    return said
+
+
+def test_what_does_not_fit_is_json_too_and_what_it_asks_for_does(capsys: pytest.CaptureFixture[str]) -> None:
+    def on(device: int = 4500 << 10, below: int = 2 << 20) -> tuple[str, ...]:
+        memory = (f"memory.device={device}", "memory.host=1MiB", f"memory.nvme=/nowhere:{below - (1 << 20)}")
+        return ("machine=8xh100", *memory)
+
+    said = refused(capsys, *on())
+    assert (said["model"], said["machine"]) == ("llama-tiny", "8xh100")
+    assert said["given"] == {"device": 4500 << 10, "host": 1 << 20, "nvme": 1 << 20}
+    assert set(said["smallest"]) == {"device", "below"}
+    for tier, least in said["smallest"].items():
+        assert asked(capsys, *on(**{tier: least})).training.length == 32
+        assert refused(capsys, *on(**{tier: least * 9 // 10}))["smallest"][tier] == least
+    assert all(nbytes > 0 for nbytes in said["takes"].values())
+    assert {"activations", "parameters", "optimizer state"} < set(said["takes"])
+
+
+@pytest.mark.parametrize("wrong", ["machine=8xh10", "train.global_batch=12", "memory.device=lots"])
+def test_wrong_settings_are_json_too(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(refused(capsys, "machine=8xh100", wrong)) == {"error"}
 
 
 def test_a_plan_is_described(capsys: pytest.CaptureFixture[str]) -> None:
