@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import weakref
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -23,7 +24,8 @@ from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.plan.__main__ import main
 from ciuic_dist.planning.plan import Plan
 from ciuic_dist.train import main as train_main
-from tests.dist.train_jobs import NO_DROPOUT, TINY, Job, losses, train
+from tests.dist.launch import Ranks
+from tests.dist.train_jobs import NO_DROPOUT, PATIENCE, TINY, Job, losses, train
 
 JOB = (*TINY, *NO_DROPOUT, "model.overrides.vocab_size=256", "train.global_batch=4", "train.steps=5")
 OTHER = 0
@@ -186,6 +188,60 @@ def test_a_better_plan_goes_on_from_a_checkpoint(
     assert plan_of(tmp_path / "runs/own") == plans[1]
     assert train_main([*JOB, "run.name=plain", "train.steps=12"]) == 0
     assert losses(tmp_path / "runs/own") == pytest.approx(losses(tmp_path / "runs/plain"), abs=1e-5)
+
+
+FIXED = ("engine.stage=1", "train.micro_batch=2", "train.steps=12")
+"""What is left to choose is whether blocks recompute."""
+
+
+def mislead(cache: Path) -> None:
+    """Beside what is remembered of the loss nothing takes any time, so recomputing seems to be free.
+
+    Really it is calling operators that takes time, as this describes the machine, and recomputing calls more.
+    """
+    [file] = (cache / "ciuic_dist").iterdir()
+    content = json.loads(file.read_text())
+    content["machine"]["launch"] = 0.01
+    loss = [text for text in content["operators"] if text.startswith("aten._log_softmax.default")]
+    content["operators"] |= dict.fromkeys(loss, 1000.0)
+    assert loss
+    file.write_text(json.dumps(content))
+
+
+def followed(folder: Path, arguments: tuple[str, ...]) -> list[Plan]:
+    """The plans that engines are built for in a training, on this rank."""
+    os.chdir(folder)
+    plans: list[Plan] = []
+
+    def build(*args: Any, plan: Plan, **kwargs: Any) -> Engine:
+        plans.append(plan)
+        return build_engine(*args, plan=plan, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "build_engine", build)
+        assert train_main(arguments) == 0
+    return plans
+
+
+def test_ranks_that_were_wrong_about_their_machine_change_to_another_plan_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    train(tmp_path, *JOB, *FIXED, "run.plan=auto", "run.name=measured", "train.steps=1", world=2)
+    mislead(cache)
+    ranks = Ranks(2, {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"})
+    own = (*JOB, *FIXED, "run.plan=auto", "run.name=own")
+    outcomes = ranks.run(followed, tmp_path, own, patience=PATIENCE)
+    ranks.kill()
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    (wrong, better), other = (outcome.value for outcome in outcomes)
+    assert [plan.digest for plan in other] == [wrong.digest, better.digest]
+    assert (wrong.recompute, better.recompute) == (True, False)
+    assert wrong.predicted.seconds > 1000 > better.predicted.seconds
+    assert plan_of(tmp_path / "runs/own") == better
+    train(tmp_path, *JOB, *FIXED, "run.name=plain", world=2)
+    assert losses(tmp_path / "runs/own") == losses(tmp_path / "runs/plain")
 
 
 def test_a_run_that_ends_when_it_would_be_judged_just_ends(tmp_path: Path, plans: tuple[Plan, Plan]) -> None:
