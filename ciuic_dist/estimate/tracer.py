@@ -85,6 +85,7 @@ class _Pass:
     above: int = 0
     net: int = 0
     calls: Calls = field(default_factory=Counter)
+    reads: set[int] = field(default_factory=set)
 
 
 class _Meter(TorchDispatchMode):
@@ -95,7 +96,10 @@ class _Meter(TorchDispatchMode):
         self.root = len(units)
         self.live = LiveBytes(phantom=True)
         counts, frozen = Counter[int](), Counter[int]()
+        self._owners: dict[int, int] = {}
+        """The unit that what a storage holds belongs to."""
         for parameter, unit in owners(model, list(units.values())).items():
+            self._owners[parameter.untyped_storage()._cdata] = unit
             counts[unit] += parameter.numel()
             frozen[unit] += 0 if parameter.requires_grad else parameter.numel()
         self.units = tuple(UnitProfile(name, counts[i], frozen[i]) for i, name in enumerate([*units, "root"]))
@@ -135,7 +139,8 @@ class _Meter(TorchDispatchMode):
         for index, p in enumerate(self._like_their_twins()):
             if p.unit != self.root or p.ops or index in ends:
                 costs = {name: getattr(p, name) for name in ("saved", "inputs", "remade", "streamed", "touched", "ops")}
-                made = Pass(p.unit, p.backward, p.flops, **costs, above=p.above + carried, net=p.net + carried)
+                costs |= {"above": p.above + carried, "net": p.net + carried}
+                made = Pass(p.unit, p.backward, p.flops, **costs, reads=tuple(sorted(p.reads - {p.unit})))
                 name = names.get(p.unit)
                 yield made, Work(p.calls, self._wholes[p.unit], name) if name else Work(p.calls)
                 carried = 0
@@ -167,7 +172,8 @@ class _Meter(TorchDispatchMode):
                 yield p
             else:
                 seen = models[like, p.backward]
-                yield replace(seen[min(number, len(seen) - 1)], unit=p.unit)  # it may run more often
+                one = seen[min(number, len(seen) - 1)]  # it may run more often
+                yield replace(one, unit=p.unit, reads=one.reads - {like})
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -202,7 +208,14 @@ class _Meter(TorchDispatchMode):
         cost = cost_of(func, args, kwargs or {}, out)
         if cost is not None:
             self.charge(cost, Call.of(func, args, kwargs or {}))
+            self._passes[-1].reads.update(self._read(args, kwargs))
         return out
+
+    def _read(self, *given: Any) -> Iterator[int]:
+        """The units whose weights are among what an operator is given."""
+        for leaf in pytree.tree_leaves(given):
+            if isinstance(leaf, Tensor) and (unit := self._owners.get(leaf.untyped_storage()._cdata)) is not None:
+                yield unit
 
     def _hook(self, index: int, module: nn.Module) -> Iterator[Any]:
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -214,7 +227,9 @@ class _Meter(TorchDispatchMode):
                 if tensor not in self._entered:
                     self._entered.add(tensor)
                     self._passes[-1].inputs += tensor.untyped_storage().nbytes()
-            made = [tensor for tensor in self._inputs if not tensor.is_leaf]  # autograd goes to leaves as soon as it can
+            made = [
+                tensor for tensor in self._inputs if not tensor.is_leaf
+            ]  # autograd goes to leaves as soon as it can
             for tensor in made or self._inputs:
                 tensor.register_hook(lambda _: self._leave(index))
 

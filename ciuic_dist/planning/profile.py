@@ -49,6 +49,8 @@ class Pass:
     """Bytes alive when it ended beyond those alive when it began; a backward leaves fewer."""
     seconds: float = 0.0
     """As measured; 0: not measured."""
+    reads: tuple[int, ...] = ()
+    """Other units whose weights it reads, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +143,21 @@ class _Builder:
             yield self._item(f"{unit.name} page {page}", part, Kind.STATE)
 
     def _forward(self, p: Pass) -> Op:
-        return Op(f"forward {self.profile.units[p.unit].name}", (self.weights[p.unit],), flops=p.flops)
+        return Op(f"forward {self.profile.units[p.unit].name}", self._weights(p), flops=p.flops)
 
     def _backward(self, p: Pass, *, first: bool) -> Op:
-        weight, gradient = self.weights[p.unit], self.gradients[p.unit]
+        weights, gradient = self._weights(p), self.gradients[p.unit]
         name = f"backward {self.profile.units[p.unit].name}"
         again = self._recomputes(p.unit)
         flops = p.flops + sum(q.flops for q in self.profile.passes if again and q.unit == p.unit and not q.backward)
         if self.recipe.fused:
-            return Op(name, (weight,), flops=flops)
+            return Op(name, weights, flops=flops)
         creates = (gradient,) if first else ()
-        return Op(name, (weight, gradient), dirties=(gradient,), creates=creates, flops=flops)
+        return Op(name, (*weights, gradient), dirties=(gradient,), creates=creates, flops=flops)
+
+    def _weights(self, p: Pass) -> tuple[int, ...]:
+        """Its unit's, and those that it reads of others."""
+        return tuple(self.weights[unit] for unit in (p.unit, *p.reads))
 
     def _update(self, unit: int) -> Iterator[Op]:
         """State and weights are read and written, gradients read."""

@@ -107,6 +107,39 @@ def test_a_weight_that_a_unit_and_the_root_have_is_the_roots() -> None:
     assert [unit.parameters for unit in found.units] == [0, WIDTH * WIDTH, 32 * WIDTH + WIDTH * WIDTH]
 
 
+class Borrower(Block):
+    """Multiplies by another block's weight, which is no part of it."""
+
+    def __init__(self, other: Block) -> None:
+        super().__init__()
+        self.others = [other]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) @ self.others[0].inner.weight
+
+
+def test_weights_that_a_pass_reads_of_other_units_are_known() -> None:
+    with phantom():
+        model = Model(2)
+        model.blocks.append(Borrower(model.blocks[0]))  # type: ignore[arg-type]
+        model.blocks[1].inner.weight = model.head.weight  # type: ignore[union-attr]
+        found = measured(model)
+    root = found.root
+    assert [(p.unit, p.reads) for p in found.passes if not p.backward] == [
+        (root, ()),
+        (0, ()),
+        (1, (root,)),
+        (2, (0,)),
+        (root, ()),
+    ]
+    assert [(p.unit, p.reads) for p in found.passes if p.backward and p.flops] == [
+        (root, ()),
+        (2, (0,)),
+        (1, (root,)),
+        (0, ()),
+    ]
+
+
 def test_real_tensors_give_the_same_and_keep_no_trace_of_it() -> None:
     with phantom():
         fake = measured(Model(3))

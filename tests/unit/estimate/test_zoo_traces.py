@@ -49,6 +49,12 @@ UNTRACEABLE = {
 }
 NEVER_CALLED = {"funnel": 2}
 """Units that are lists of modules: the root computes with their weights."""
+READ_ELSEWHERE = {
+    "deberta": {("deberta.encoder.layer.0", "root"), ("deberta.encoder.layer.1", "root")},
+    "funnel": {("root", "funnel.encoder.blocks.0"), ("root", "funnel.encoder.blocks.1")},
+    "zamba2": {("model.layers.1", "root"), ("model.layers.3", "root")},
+}
+"""Units with weights of others that they read: DeBERTa's embeddings of positions, blocks that are used twice."""
 SAMPLES = 2
 
 _aten = torch.ops.aten
@@ -165,6 +171,8 @@ def test_a_trace_counts_what_is_computed(name: str) -> None:
     assert len(held) - len(real.called) == NEVER_CALLED.get(name, 0)
     assert (flops(found, backward=False), flops(found, backward=True)) == (real.forward, real.backward)
     assert min(real.forward, real.backward) > 0
+    read = {(found.units[p.unit].name, found.units[other].name) for p in found.passes for other in p.reads}
+    assert read == READ_ELSEWHERE.get(name, set())
 
 
 @pytest.mark.parametrize("name", UNTRACEABLE)

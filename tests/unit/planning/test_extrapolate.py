@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ GROWING = ("flops", "saved", "inputs", "remade", "streamed", "touched", "above",
 
 def of(parts: dict[str, tuple[int, int]], batch: int) -> Profile:
     """A forward with a fixed part and a part for each sequence, and a backward of the same."""
-    costs = {name: fixed + batch * each for name, (fixed, each) in parts.items()}
+    costs: dict[str, Any] = {name: fixed + batch * each for name, (fixed, each) in parts.items()}
     forward = Pass(0, backward=False, ops=5, **costs)
     return Profile(UNITS, (forward, replace(forward, backward=True)))
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 
@@ -78,3 +80,13 @@ def test_checkpointing_computes_units_again_and_keeps_their_inputs() -> None:
 def test_accesses_are_in_the_order_of_use() -> None:
     assert scan([0, 1, 0]).accesses == ((0, 0), (1, 1), (2, 0))
     assert scan([0, 1, 0]).uses == ((0, 2), (1,))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_weights_of_other_units_are_used_where_they_are_read(fused: bool) -> None:
+    plain = dense(2, 100, 10, tokens=1)
+    borrowing = replace(plain, passes=tuple(replace(p, reads=(0,) if p.unit == 1 else ()) for p in plain.passes))
+    before, after = (training_step(profile, Recipe(page=500, fused=fused)).ops for profile in (plain, borrowing))
+    more = {op.name: set(op.uses) - set(old.uses) for old, op in zip(before, after, strict=True)}
+    assert {name for name, items in more.items() if items} == {"forward layer 1", "backward layer 1"}
+    assert more["forward layer 1"] == more["backward layer 1"] == {0}
