@@ -227,9 +227,8 @@ class _Meter(TorchDispatchMode):
                 if tensor not in self._entered:
                     self._entered.add(tensor)
                     self._passes[-1].inputs += tensor.untyped_storage().nbytes()
-            made = [
-                tensor for tensor in self._inputs if not tensor.is_leaf
-            ]  # autograd goes to leaves as soon as it can
+            # Autograd goes to leaves as soon as it can.
+            made = [tensor for tensor in self._inputs if not tensor.is_leaf]
             for tensor in made or self._inputs:
                 tensor.register_hook(lambda _: self._leave(index))
 
