@@ -223,19 +223,19 @@ def followed(folder: Path, arguments: tuple[str, ...]) -> list[Plan]:
     return plans
 
 
-def test_ranks_that_were_wrong_about_their_machine_change_to_another_plan_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    train(tmp_path, *JOB, *FIXED, "run.plan=auto", "run.name=measured", "train.steps=1", world=2)
-    mislead(cache)
-    ranks = Ranks(2, {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"})
-    own = (*JOB, *FIXED, "run.plan=auto", "run.name=own")
-    outcomes = ranks.run(followed, tmp_path, own, patience=PATIENCE)
+def followed_by_two(folder: Path, *arguments: str) -> list[list[Plan]]:
+    """The same of each of two ranks, which find in ``folder`` what is remembered of their machine."""
+    ranks = Ranks(2, {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"})
+    outcomes = ranks.run(followed, folder, arguments, patience=PATIENCE)
     ranks.kill()
     assert [outcome.error for outcome in outcomes] == [None, None]
-    (wrong, better), other = (outcome.value for outcome in outcomes)
+    return [outcome.value for outcome in outcomes]
+
+
+def test_ranks_that_were_wrong_about_their_machine_change_to_another_plan_together(tmp_path: Path) -> None:
+    followed_by_two(tmp_path, *JOB, *FIXED, "run.plan=auto", "run.name=measured", "train.steps=1")
+    mislead(tmp_path / "cache")
+    (wrong, better), other = followed_by_two(tmp_path, *JOB, *FIXED, "run.plan=auto", "run.name=own")
     assert [plan.digest for plan in other] == [wrong.digest, better.digest]
     assert (wrong.recompute, better.recompute) == (True, False)
     assert wrong.predicted.seconds > 1000 > better.predicted.seconds
