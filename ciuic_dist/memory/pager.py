@@ -64,6 +64,8 @@ class Pager:
         self.pages: list[Page] = []
         """Those that may be resident, in about the order of their use."""
         self.limit = min(slots, most_slots)
+        self.resident = 0
+        """How many pages stay."""
         self._pool = SlotPool(most_slots)
         self._slab = slab
         self._tiers = tiers
@@ -156,8 +158,8 @@ class Pager:
             self._settle(next(iter(self._flights)))
 
     def _choose_residents(self, slots: int, ring: int) -> None:
-        count = len(self.pages) if slots >= len(self.pages) else max(0, slots - ring)
-        chosen = first_to_stay(len(self.pages), count)
+        self.resident = len(self.pages) if slots >= len(self.pages) else max(0, slots - ring)
+        chosen = first_to_stay(len(self.pages), self.resident)
         for number, page in enumerate(self.pages):
             page.resident = number in chosen
             if page.state is PageState.DEVICE:
@@ -218,11 +220,10 @@ class Pager:
     def _leave_at_most(self, slots: int) -> None:
         """In use; the others' pages leave."""
         while self._pool.used > slots:
-            leaving = next(self._leaving(), None)
-            victim = self._victim(after=-1) if leaving is None else leaving
-            if victim is not None:
-                if leaving is None:
-                    self._evict(victim)
+            if leaving := next(self._leaving(), None):
+                self._settle(leaving)
+            elif victim := self._victim(after=-1):
+                self._evict(victim)
                 self._settle(victim)
             elif self._flights:
                 self._settle(next(iter(self._flights)))
@@ -240,8 +241,7 @@ class Pager:
             page = self._order[self._ahead]
             if page.state is PageState.ABSENT:  # it is to be made
                 self._clear_a_slot()
-                return
-            if page.state is PageState.STORING:
+            if page.state in (PageState.STORING, PageState.ABSENT):
                 return
             if page.state is PageState.SPILLED and not self._try_to_fetch(page):
                 return
@@ -277,10 +277,10 @@ class Pager:
     def _victim(self, after: int, but: Page | None = None) -> Page | None:
         """The page that may leave, not pinned, whose next use is furthest, and later than place ``after``."""
         best, furthest = None, after
-        for page in self._leavable - {but}:
+        for page in self._leavable:
             assert page.slot is not None
             following = self._next_use(page)
-            if following > furthest and not self._pool.is_pinned(page.slot):
+            if following > furthest and page is not but and not self._pool.is_pinned(page.slot):
                 best, furthest = page, following
         return best
 
@@ -342,14 +342,21 @@ class Pager:
         if leaving is not None:
             del self._flights[leaving]
             leaving.dirty = False
-            if coming is None:
-                self._free_slot(leaving)
-            leaving.slot = None
-            leaving.move(PageState.SPILLED)
+            if coming is None and leaving.resident:  # since it began to leave
+                leaving.move(PageState.DEVICE)
+                self._arrive(leaving)
+            else:
+                self._leave(leaving, slot_is_free=coming is None)
         if coming is not None:
             del self._flights[coming]
             coming.move(PageState.DEVICE)
             self._arrive(coming)
+
+    def _leave(self, page: Page, *, slot_is_free: bool) -> None:
+        if slot_is_free:
+            self._free_slot(page)
+        page.slot = None
+        page.move(PageState.SPILLED)
 
     def _is_clean(self, page: Page) -> bool:
         return page.tier is not None and not page.dirty

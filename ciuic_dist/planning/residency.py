@@ -26,7 +26,7 @@ def spread(count: int, resident: int) -> tuple[bool, ...]:
 
 
 def first_to_stay(count: int, resident: int) -> set[int]:
-    """Which ``resident`` of ``count`` equal items of a cycle stay; fewer of them are always among more of them.
+    """Which ``resident`` of ``count`` equal items of a cycle stay; fewer of as many are always among more of them.
 
     The multiples of the golden ratio fill a circle evenly, however many there are (the three-gap theorem, V. T. Sos,
     1958): any number of the items whose multiples come first lies nearly evenly spread, at three distances.

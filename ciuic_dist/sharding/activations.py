@@ -62,7 +62,7 @@ class Activations:
     def decide(self, room: int) -> None:
         """The first step is over: divide ``room`` bytes of the device, which it left free."""
         saves = [seen.saves(self._units[index]) for index, seen in self._seen.items()]
-        if self._spill.full:
+        if self._spill.no_room_below:
             self._plan = plan_recomputation(saves, room, self._spill.activations)
         else:
             below = self._spill.room_below - sum(seen.padding for seen in self._seen.values())
@@ -116,7 +116,7 @@ class Activations:
     def _watch(self, unit: Unit, forward: _Forward, args: Any, kwargs: Any) -> Any:
         """Offload all there is room for, or make it again later, and remember what it was."""
         inputs = pytree.tree_leaves((args, kwargs))
-        drawn = _random_state(inputs) if self._spill.full else None
+        drawn = _random_state(inputs) if self._spill.no_room_below else None
         before, stalled, began = _state_of(unit.module, inputs), self._stall_seconds, time.monotonic()
         with self._store.saving(unit.index, leaving=self._leaving) as saved:
             result = forward(*args, **kwargs)

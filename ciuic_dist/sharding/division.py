@@ -63,7 +63,9 @@ class Division:
         while self._abandoned:  # not sooner: autograd undoes what is done to modes in a backward
             self._abandoned.pop().stop()
         self._refused, self._new = False, None
-        if self._largest(not self._known.cover(sizes, gradients=gradients)):
+        self._spill.gradient_slots = self._gradient_slots()
+        grown = gradients and self._spill.outgrown
+        if self._largest(grown or not self._known.cover(sizes, gradients=gradients)):
             self._begin_anew(gradients=gradients)
             self._new = sizes
         if gradients and self._meter is not None:
@@ -139,6 +141,8 @@ class Division:
                 raise
 
     def _begin_anew(self, *, gradients: bool) -> None:
+        self._agree_on_pages()
+        self._check(0)
         if self._meter is None:
             self._shrink()
         if (self._meter is None or self._meter.weighing) and self._known.any(gradients=gradients):

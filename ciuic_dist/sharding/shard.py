@@ -109,6 +109,8 @@ def shard(
     exchange = _choose_exchange(model, made, mesh, stage, device, spill)
     exchange.place(flats)
     if spill is not None:
+        if exchange.together:
+            spill.slots_below = -exchange.largest(-spill.slots_below)
         spill.begin(exchange.usage(), [shards_of(unit) for unit in made])
     _begin(made, exchange, stays if spill is None else frozenset())
     fill(model, flats, device)

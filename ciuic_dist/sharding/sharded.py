@@ -98,6 +98,7 @@ class Sharded:
         self._running.clear()
         self.refuse_while_updating()
         self.check()
+        self.accumulates |= not self.last and torch.is_grad_enabled()
         if self.division is not None:
             self.division.begin_forward(sizes, gradients=torch.is_grad_enabled())
         self.gathers.begin("forward")

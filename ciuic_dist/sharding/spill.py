@@ -78,6 +78,8 @@ class Spill:
         """Pages of state that stay on the device from the first step on: ``stuck_pages``, the most of any rank."""
         self._shards: list[SpilledShard] = []
         self._fixed = 0
+        self.slots_below = sum(tier.pool.slots for tier in self.tiers)
+        """Of this rank; where other ranks have fewer, as many as these."""
         self._staying = 0
         self._least_parameters = 0
         self._parameter_bytes = 0
@@ -214,6 +216,7 @@ class Spill:
         self._housing.give_back()
         self.homes.extend = self._extend
         self.states.shrink(STATE_SLOTS + self.stuck, STATE_SLOTS)
+        self.states.rest()
         self.gradients.shrink(GRADIENT_SLOTS, GRADIENT_SLOTS)
         self.device.give_back_freed()
 
@@ -269,23 +272,24 @@ class Spill:
         return (state + gradients) * self.page_bytes
 
     @property
-    def full(self) -> bool:
-        """Whether lower tiers have no room for activations, or there are none."""
+    def no_room_below(self) -> bool:
+        """Whether lower tiers have none for activations, or there are none."""
         return self.alone or self.stuck > 0
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether more is stuck than has room for good."""
+        return self.stuck_pages > self.states.resident
 
     @property
     def stuck_pages(self) -> int:
         """Of the state known so far: what lower tiers have no room for beside parameters and gradients."""
-        room = self._slots_below - self._staying // self.page_bytes - self.gradient_slots
+        room = self.slots_below - self._staying // self.page_bytes - self.gradient_slots
         return 0 if self.alone else min(max(0, self.state_pages - room), self.state_pages)
-
-    @property
-    def _slots_below(self) -> int:
-        return sum(tier.pool.slots for tier in self.tiers)
 
     def hold(self) -> None:
         """What is stuck stays from now on; the budget isn't divided yet."""
-        if self.stuck > self.states.limit - STATE_SLOTS:
+        if not self.alone and self.stuck > self.states.resident:
             self.states.allow(STATE_SLOTS + self.stuck, STATE_SLOTS)
             self.states.rest()  # what comes for good leaves room below, which others count on
 
@@ -301,7 +305,7 @@ class Spill:
             more, lacking = "", crowded + self.stuck * self.page_bytes
             if self.alone:
                 more = ", or give memory.host or memory.nvme as well, which would take the rest"
-            elif lacking:
+            elif lacking and least - lacking <= self.budget:
                 more = f", or give memory.host or memory.nvme {size_text(lacking, ceil)} more for each rank"
             raise BudgetError(
                 f"memory.device is {size_text(self.budget, floor)} and at least {size_text(least, ceil)} are needed: "
@@ -323,8 +327,7 @@ class Spill:
                 f"memory.host or memory.nvme {size_text(self.stuck * self.page_bytes, ceil)} more for each rank, and "
                 f"what activations take"
             )
-        there = self._slots_below * self.page_bytes
-        gradients = max(0, self.gradient_slots - GRADIENT_SLOTS) * self.page_bytes
+        there, gradients = self.slots_below * self.page_bytes, self.gradient_slots * self.page_bytes
         if self._staying + gradients > there:
             kept = f" and gradients {size_text(gradients, ceil)}" if gradients else ""
             raise BudgetError(

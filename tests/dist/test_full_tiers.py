@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import ciuic_dist as cd
 from ciuic_dist.memory.budget import BudgetError, parse_size
@@ -74,3 +76,56 @@ def test_activations_that_are_to_leave_have_no_room() -> None:
 def test_parameters_have_to_have_room_below() -> None:
     with pytest.raises(BudgetError, match="parameters alone take"):
         cd.shard(Deep(), memory=cd.Memory(device="8MB", host=PARAMETERS * 3))
+
+
+def loss_of(model: nn.Module, step: int, rows: int = 4) -> torch.Tensor:
+    loss: torch.Tensor = model(torch.randn(rows, 8, generator=torch.Generator().manual_seed(step))).square().mean()
+    return loss
+
+
+def train_late(memory: cd.Memory | None, accumulates_from: int) -> list[float]:
+    """The losses of seven steps, of two micro-batches each from one on."""
+    torch.manual_seed(0)
+    model = cd.shard(Deep(), memory=memory)
+    optimizer = cd.AdamW(model.parameters(), in_backward=True)
+    losses = []
+    for step in range(7):
+        if step >= accumulates_from:
+            with cd.no_sync(model):
+                loss_of(model, step + 100).backward()
+        loss = loss_of(model, step)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("accumulates_from", [0, 1, 2, 3])
+def test_gradients_that_are_kept_only_later_find_room(accumulates_from: int) -> None:
+    memory = cd.Memory(device="3MB", host="2200KB")
+    [spilled] = launch(train_late, memory, accumulates_from, world=1)
+    assert [spilled] == launch(train_late, None, accumulates_from, world=1)
+
+
+def train_in_parts(memory: cd.Memory | None) -> list[float]:
+    """Parameters that join the optimizer in the fifth step, and a larger batch later."""
+    torch.manual_seed(0)
+    model = cd.shard(Deep(), memory=memory)
+    parameters = list(model.parameters())
+    optimizer = cd.AdamW(parameters[38:])
+    losses = []
+    for step in range(9):
+        if step == 4:
+            optimizer.add_param_group({"params": parameters[:38]})
+        loss = loss_of(model, step, rows=24 if step == 6 else 4)
+        loss.backward()
+        optimizer.step()
+        model.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_state_that_comes_after_the_division_finds_room() -> None:
+    [spilled] = launch(train_in_parts, cd.Memory(device="3200KB", host="2400KB"), world=1)
+    assert [spilled] == launch(train_in_parts, None, world=1)
