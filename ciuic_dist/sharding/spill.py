@@ -6,7 +6,6 @@ With no tier below everything has its place on the device from the start, and no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import ceil, floor
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ from ciuic_dist.memory.place import Place
 from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.tier import Tier
 from ciuic_dist.memory.transfer import Transfers
-from ciuic_dist.monitor.units import size_text
 from ciuic_dist.monitor.usage import TierUsage
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.flight import DRIVE_THREADS, UNITS_IN_FLIGHT
@@ -33,6 +31,7 @@ from ciuic_dist.sharding.columns import PagedColumn
 from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.homes import Homes, SpilledShard, cannot_extend
 from ciuic_dist.sharding.housing import Housed, StorageHousing, WindowHousing, shows_frames
+from ciuic_dist.sharding.least import Below, Least
 
 _FINER_ALONE = 8
 """By which factor pages are smaller where none moves: less of them stays empty."""
@@ -298,43 +297,24 @@ class Spill:
 
         ``crowded``: how many of these would be in lower tiers if there were room.
         """
+        stuck = self.stuck * self.page_bytes
         if not self.alone:
-            self._check_below()
-        least = self._least + transient
-        if least > self.budget:
-            more, lacking = "", crowded + self.stuck * self.page_bytes
-            if self.alone:
-                more = ", or give memory.host or memory.nvme as well, which would take the rest"
-            elif lacking and least - lacking <= self.budget:
-                more = f", or give memory.host or memory.nvme {size_text(lacking, ceil)} more for each rank"
-            raise BudgetError(
-                f"memory.device is {size_text(self.budget, floor)} and at least {size_text(least, ceil)} are needed: "
-                f"{size_text(self._fixed)} for the root unit and for exchanging gradients, "
-                f"{size_text(self._least_parameters)} for parameters in use, "
-                f"{size_text(self._least_pages)} for pages of optimizer state and gradients, and "
-                f"{size_text(transient)} for activations and temporary values: "
-                f"raise it, use smaller micro-batches or checkpoint activations{more}"
+            below = Below(
+                there=self.slots_below * self.page_bytes,
+                parameters=self._staying,
+                gradients=self.gradient_slots * self.page_bytes,
+                stuck=stuck,
             )
-
-    def _check_below(self) -> None:
-        """All parameters have a place there, for when they are changed, and gradients that wait for the update.
-
-        Activations have none where state takes all that is left.
-        """
-        if self.stuck and self.activations is Way.OFFLOAD:
-            raise BudgetError(
-                f"memory.activations=offload needs room below, and the optimizer's state takes all of it: give "
-                f"memory.host or memory.nvme {size_text(self.stuck * self.page_bytes, ceil)} more for each rank, and "
-                f"what activations take"
-            )
-        there, gradients = self.slots_below * self.page_bytes, self.gradient_slots * self.page_bytes
-        if self._staying + gradients > there:
-            kept = f" and gradients {size_text(gradients, ceil)}" if gradients else ""
-            raise BudgetError(
-                f"memory.host and memory.nvme have {size_text(there, floor)} for this rank, and parameters alone take "
-                f"{size_text(self._staying, ceil)} there{kept}: give that for each rank at least, and room for the "
-                f"optimizer's state, as far as the device has none"
-            )
+            below.check(offloads=self.activations is Way.OFFLOAD)
+        Least(
+            budget=self.budget,
+            fixed=self._fixed,
+            parameters=self._least_parameters,
+            pages=self._least_pages,
+            transient=transient,
+            lacking=crowded + stuck,
+            alone=self.alone,
+        ).check()
 
     @property
     def state_pages(self) -> int:

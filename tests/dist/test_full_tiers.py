@@ -68,7 +68,7 @@ def test_too_little_in_all_of_them_is_refused_and_what_it_names_is_enough() -> N
 
 
 def test_activations_that_are_to_leave_have_no_room() -> None:
-    memory = cd.Memory(device="2400KB", host="1700KB", activations="offload")
+    memory = cd.Memory(device="2400KB", host="2000KB", activations="offload")
     [message] = launch(refusal, memory, world=1)
     assert "memory.activations=offload" in message
 
