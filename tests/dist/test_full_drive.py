@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import ciuic_dist as cd
 from ciuic_dist.checkpoint.errors import NoRoom
 from ciuic_dist.checkpoint.folder import discard
-from ciuic_dist.comm.groups import meet, rank
+from ciuic_dist.comm.groups import meet
 from ciuic_dist.comm.together import on_rank_zero
 from ciuic_dist.memory.tier import PageError
 from ciuic_dist.optim.paged import PagedOptimizer
@@ -159,7 +159,7 @@ def made_below(drive: Path) -> tuple[nn.Module, PagedOptimizer]:
 
 def loss_of(model: nn.Module, step: int) -> Tensor:
     """From step 2 on there are more activations, which need room that nothing has had before."""
-    output: Tensor = model(Sample(rank(), step, 0).inputs(48 if step > 1 else 4, 8))
+    output: Tensor = model(Sample(0, step, 0).inputs(48 if step > 1 else 4, 8))
     return output.square().mean()
 
 
@@ -179,6 +179,16 @@ def fill_up(drive: Path, room: int) -> None:
     on_rank_zero(lambda: resize(drive, f"size={taken(drive)[0] + room}"))
 
 
+def step_without_room(
+    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, drive: Path, when: str, room: int
+) -> None:
+    if when == "backward":
+        fill_up(drive, room)
+    loss_of(model, step).backward()
+    fill_up(drive, room)
+    optimizer.step()
+
+
 def train_into_a_full_drive(drive: Path, checkpoint: Path, when: str, room: int) -> tuple[str, str, list[float]]:
     """What a step says that finds no room in its backward or update, the update after it, and losses after a load."""
     model, optimizer = made_below(drive)
@@ -186,11 +196,7 @@ def train_into_a_full_drive(drive: Path, checkpoint: Path, when: str, room: int)
     train_below(model, optimizer, range(done))
     cd.save(checkpoint, model=model, optimizer=optimizer, step=done)
     with pytest.raises(PageError) as full:
-        if when == "backward":
-            fill_up(drive, room)
-        loss_of(model, done).backward()
-        fill_up(drive, room)
-        optimizer.step()
+        step_without_room(model, optimizer, done, drive, when, room)
     with pytest.raises(RuntimeError) as refused:
         optimizer.step()
     meet()

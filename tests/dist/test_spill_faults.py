@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ from ciuic_dist.memory.tier import PageError
 from ciuic_dist.sharding.registry import sharded_of
 from tests.dist.launch import launch
 from tests.dist.models import Stack
+from tests.dist.train_jobs import TINY, Job, losses, steps_recorded
 
 
 def stack() -> nn.Module:
@@ -34,22 +36,30 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     return loss.item()
 
 
-def spill_files(folder: str) -> list[int]:
-    """This process's descriptors of files without a name in ``folder``."""
+def spill_files(folder: str, process: int | str = "self") -> list[Path]:
+    """Where a process has files without a name of ``folder`` open."""
     found = []
-    for entry in Path("/proc/self/fd").iterdir():
+    for entry in Path(f"/proc/{process}/fd").iterdir():
         with suppress(FileNotFoundError):  # that of the listing itself
-            if str(entry.readlink()).startswith(folder):
-                found.append(int(entry.name))
+            if str(entry.readlink()).startswith(f"{folder}/"):
+                found.append(entry)
     return found
 
 
-def flip_every_page(folder: str) -> None:
-    for number in spill_files(folder):
-        path = f"/proc/self/fd/{number}"
-        content = bytearray(Path(path).read_bytes())
+def flip_every_page(folder: str, process: int | str = "self") -> None:
+    for file in spill_files(folder, process):
+        content = bytearray(file.read_bytes())
         content[100::4096] = bytes(byte ^ 1 for byte in content[100::4096])
-        Path(path).write_bytes(content)
+        with file.open("r+b") as opened:  # never shorter meanwhile
+            opened.write(content)
+
+
+def cut_off(folder: str, process: int | str = "self") -> None:
+    for file in spill_files(folder, process):
+        os.truncate(file, 4096 + 100)
+
+
+harms = pytest.mark.parametrize("harm", [flip_every_page, cut_off])
 
 
 def train_on_after(harm: Callable[[], None], memory: cd.Memory) -> tuple[list[str], list[float]]:
@@ -72,13 +82,57 @@ def train_on_after(harm: Callable[[], None], memory: cd.Memory) -> tuple[list[st
     return errors, losses
 
 
-def test_a_flipped_bit_ends_training_and_names_file_and_page(tmp_path: Path) -> None:
+@harms
+def test_harm_to_the_file_ends_training_and_names_file_and_page(harm: Callable[[str], None], tmp_path: Path) -> None:
     memory = cd.Memory(device="900KB", nvme=f"{tmp_path}:16MB")
-    [(errors, losses)] = launch(train_on_after, partial(flip_every_page, str(tmp_path)), memory, world=1)
+    [(errors, losses)] = launch(train_on_after, partial(harm, str(tmp_path)), memory, world=1)
     assert len(errors) == 3
     assert not losses
     assert str(tmp_path) in errors[0]
     assert re.search(r"blocks\.\d .* page \d+", errors[0])
+
+
+ENDLESS = (*TINY, "model.overrides.n_embd=128", "train.steps=100000", "train.checkpoint_every=2", "run.name=run")
+COMPARED = 8  # steps
+
+
+def first_losses(folder: Path, *arguments: str) -> tuple[list[float], str]:
+    """Of a run that gets so far, and what rank 0 has said."""
+    job = Job(folder, *arguments, world=2, log="whole")
+    job.wait_until(lambda: steps_recorded(folder / "runs/run") >= COMPARED)
+    job.kill()
+    return losses(folder / "runs/run")[:COMPARED], (folder / "whole-0.out").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """With memory to spare."""
+    return first_losses(tmp_path_factory.mktemp("undisturbed"), *ENDLESS)[0]
+
+
+@harms
+@pytest.mark.parametrize("victims", [(0,), (1,), (0, 1)], ids=str)
+def test_a_run_whose_file_is_harmed_goes_on_from_a_checkpoint(
+    harm: Callable[[str, int | str], None], victims: tuple[int, ...], undisturbed: list[float], tmp_path: Path
+) -> None:
+    scratch, run = tmp_path / "scratch", tmp_path / "runs/run"
+    scratch.mkdir()
+    within = (*ENDLESS, "memory.device=4MB", f"memory.nvme={scratch}:64MB")
+    job = Job(tmp_path, *within, world=2)
+    job.wait_until(lambda: steps_recorded(run) >= 4)
+    for victim in victims:
+        harm(str(scratch), job.ranks[victim].pid or 0)
+    ended = job.wait()
+    assert ended.codes == [1, 1], ended
+    told = [rank for rank, error in enumerate(ended.err) if re.search(rf"error: .+ page \d+ .*{scratch}\)", error)]
+    assert told, ended
+    for rank, error in enumerate(ended.err):
+        assert error.count("error:") == 1, ended
+        assert (rank in told and rank in victims) or re.search(rf"error: rank {1 - rank} .*ended", error), ended
+    assert losses(run)[:COMPARED] == undisturbed[: steps_recorded(run)]
+    found, said = first_losses(tmp_path, *within)
+    assert "resuming" in said
+    assert found == undisturbed
 
 
 def remove(folder: str) -> None:
@@ -101,9 +155,23 @@ def refusal(memory: cd.Memory) -> str:
     return str(caught.value)
 
 
-def test_a_full_tier_is_named_in_the_first_step(tmp_path: Path) -> None:
-    [message] = launch(refusal, cd.Memory(device="900KB", nvme=f"{tmp_path}:300KB"), world=1)
-    assert "memory.nvme" in message
+def below(tier: str, kilobytes: int, folder: Path) -> cd.Memory:
+    """One tier of that size, of which each rank of a host has its part."""
+    size = f"{kilobytes}KB"
+    return cd.Memory(
+        "900KB", host=size if tier == "host" else None, nvme=f"{folder}:{size}" if tier == "nvme" else None
+    )
+
+
+either_tier = pytest.mark.parametrize("tier", ["host", "nvme"])
+one_rank_or_two = pytest.mark.parametrize("world", [1, 2])
+
+
+@either_tier
+@one_rank_or_two
+def test_a_full_tier_is_named_in_the_first_step(tier: str, world: int, tmp_path: Path) -> None:
+    for message in launch(refusal, below(tier, 300, tmp_path), world=world):
+        assert f"memory.{tier}" in message
 
 
 def test_a_tier_with_too_little_room_for_parameters_is_refused_with_what_is_needed(tmp_path: Path) -> None:
@@ -132,9 +200,29 @@ def uses_after(error: type[Exception], model: nn.Module, optimizer: torch.optim.
     return found
 
 
-def uses_when_state_has_no_room(folder: str) -> list[str]:
-    model = cd.shard(stack(), memory=cd.Memory(device="900KB", nvme=f"{folder}:600KB"))
+def uses_when_state_has_no_room(memory: cd.Memory, folder: str) -> list[str]:
+    model = cd.shard(stack(), memory=memory)
     return uses_after(BudgetError, model, cd.AdamW(model.parameters()), folder)
+
+
+def loads_with_little_and_with_plenty(little: cd.Memory, plenty: cd.Memory, folder: str) -> tuple[str, bool]:
+    """What a load says that finds no room for the state, and whether training goes on where there is room."""
+    model = cd.shard(stack(), memory=plenty)
+    optimizer = cd.AdamW(model.parameters())
+    step(model, optimizer)
+    cd.save(f"{folder}/checkpoint", model=model, optimizer=optimizer)
+    losses = [step(model, optimizer) for _ in range(3)]
+    with pytest.raises(BudgetError) as full:
+        loaded(folder, little)
+    model, optimizer = loaded(folder, plenty)
+    return str(full.value), [step(model, optimizer) for _ in range(3)] == losses
+
+
+def loaded(folder: str, memory: cd.Memory) -> tuple[nn.Module, cd.AdamW]:
+    model = cd.shard(stack(), memory=memory)
+    optimizer = cd.AdamW(model.parameters())
+    cd.load(f"{folder}/checkpoint", model=model, optimizer=optimizer)
+    return model, optimizer
 
 
 def uses_when_an_update_raises(folder: str) -> tuple[list[str], bool]:
@@ -162,9 +250,23 @@ def uses_when_an_update_raises(folder: str) -> tuple[list[str], bool]:
 TORN = "an update that raised has changed a part of it, which can't be undone; load a checkpoint of model and optimizer"
 
 
-def test_a_model_that_an_update_has_changed_in_part_is_refused(tmp_path: Path) -> None:
-    [uses] = launch(uses_when_state_has_no_room, str(tmp_path), world=1)
+@either_tier
+def test_a_model_that_an_update_has_changed_in_part_is_refused(tier: str, tmp_path: Path) -> None:
+    [uses] = launch(uses_when_state_has_no_room, below(tier, 600, tmp_path), str(tmp_path), world=1)
     assert [TORN in use for use in uses] == [True] * 4
+
+
+@either_tier
+@one_rank_or_two
+def test_a_checkpoint_of_state_that_has_no_room_goes_on_where_there_is_some(
+    tier: str, world: int, tmp_path: Path
+) -> None:
+    little, plenty = below(tier, 600, tmp_path), below(tier, 16000, tmp_path)
+    for full, goes_on in launch(loads_with_little_and_with_plenty, little, plenty, str(tmp_path), world=world):
+        assert re.search(
+            rf"no tier has room for .* page \d+: give memory\.host or memory\.nvme more \(now {tier} ", full
+        )
+        assert goes_on
 
 
 def test_a_load_makes_it_useful_again(tmp_path: Path) -> None:
