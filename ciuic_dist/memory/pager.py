@@ -98,6 +98,7 @@ class Pager:
         """Use up to ``slots`` from now on (not fewer than are in use), ``ring`` of them for pages that don't stay."""
         self.limit = max(min(slots, self._pool.slots), self._pool.used)
         self._choose_residents(slots, ring)
+        self._bring_residents()
         self._pump()
 
     def shrink(self, slots: int, ring: int) -> None:
@@ -108,6 +109,7 @@ class Pager:
         self.limit = min(slots, self._pool.slots)
         self._choose_residents(slots, ring)
         self._leave_at_most(self.limit)
+        self._bring_residents()
         self._slab.give_back(self._pool.forget_free())
         self._ahead = self._cursor
 
@@ -158,14 +160,19 @@ class Pager:
             self._settle(next(iter(self._flights)))
 
     def _choose_residents(self, slots: int, ring: int) -> None:
+        self.rest()
         self.resident = len(self.pages) if slots >= len(self.pages) else max(0, slots - ring)
         chosen = first_to_stay(len(self.pages), self.resident)
         for number, page in enumerate(self.pages):
             page.resident = number in chosen
             if page.state is PageState.DEVICE:
                 self._arrive(page)
-            elif page.resident and page.state is PageState.SPILLED and self._pool.used < self.limit:
-                self._start(None, page, self._pool.alloc())
+
+    def _bring_residents(self) -> None:
+        """Lower tiers may be full: each that comes leaves room there for one that makes room for the next."""
+        for page in self.pages:
+            if page.resident and page.state is PageState.SPILLED:
+                self._start(None, page, self._make_room())
 
     def _arrive(self, page: Page) -> None:
         """It is here, for good or to leave some time."""
@@ -342,21 +349,14 @@ class Pager:
         if leaving is not None:
             del self._flights[leaving]
             leaving.dirty = False
-            if coming is None and leaving.resident:  # since it began to leave
-                leaving.move(PageState.DEVICE)
-                self._arrive(leaving)
-            else:
-                self._leave(leaving, slot_is_free=coming is None)
+            if coming is None:
+                self._free_slot(leaving)
+            leaving.slot = None
+            leaving.move(PageState.SPILLED)
         if coming is not None:
             del self._flights[coming]
             coming.move(PageState.DEVICE)
             self._arrive(coming)
-
-    def _leave(self, page: Page, *, slot_is_free: bool) -> None:
-        if slot_is_free:
-            self._free_slot(page)
-        page.slot = None
-        page.move(PageState.SPILLED)
 
     def _is_clean(self, page: Page) -> bool:
         return page.tier is not None and not page.dirty

@@ -180,12 +180,12 @@ def test_a_tier_with_too_little_room_for_parameters_is_refused_with_what_is_need
     found = re.search(r"have [\d.]+ KiB for this rank, and parameters alone take ([\d.]+ KiB) there", message)
     assert found is not None
     [message] = launch(refusal, cd.Memory(device="900KB", nvme=f"{tmp_path}:{found[1]}"), world=1)
-    assert "no tier has room" in message  # for the optimizer's state
+    assert "there and gradients" in message
 
 
-def uses_after(error: type[Exception], model: nn.Module, optimizer: torch.optim.Optimizer, folder: str) -> list[str]:
-    """What uses of the model say when a step has raised ``error``."""
-    with pytest.raises(error):
+def uses_after_an_error(model: nn.Module, optimizer: torch.optim.Optimizer, folder: str) -> list[str]:
+    """What uses of the model say when a step has raised."""
+    with pytest.raises(ArithmeticError):
         step(model, optimizer)
     found = []
     for use in (
@@ -198,11 +198,6 @@ def uses_after(error: type[Exception], model: nn.Module, optimizer: torch.optim.
             use()
         found.append(str(caught.value))
     return found
-
-
-def uses_when_state_has_no_room(memory: cd.Memory, folder: str) -> list[str]:
-    model = cd.shard(stack(), memory=memory)
-    return uses_after(BudgetError, model, cd.AdamW(model.parameters()), folder)
 
 
 def loads_with_little_and_with_plenty(little: cd.Memory, plenty: cd.Memory, folder: str) -> tuple[str, bool]:
@@ -241,7 +236,7 @@ def uses_when_an_update_raises(folder: str) -> tuple[list[str], bool]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimizer.inner, "step", fail)
-        found = uses_after(ArithmeticError, model, optimizer, folder)
+        found = uses_after_an_error(model, optimizer, folder)
     cd.load(f"{folder}/checkpoint", model=model, optimizer=optimizer)
     optimizer.zero_grad()
     return found, [step(model, optimizer) for _ in range(3)] == losses
@@ -251,21 +246,13 @@ TORN = "an update that raised has changed a part of it, which can't be undone; l
 
 
 @either_tier
-def test_a_model_that_an_update_has_changed_in_part_is_refused(tier: str, tmp_path: Path) -> None:
-    [uses] = launch(uses_when_state_has_no_room, below(tier, 600, tmp_path), str(tmp_path), world=1)
-    assert [TORN in use for use in uses] == [True] * 4
-
-
-@either_tier
 @one_rank_or_two
 def test_a_checkpoint_of_state_that_has_no_room_goes_on_where_there_is_some(
     tier: str, world: int, tmp_path: Path
 ) -> None:
     little, plenty = below(tier, 600, tmp_path), below(tier, 16000, tmp_path)
     for full, goes_on in launch(loads_with_little_and_with_plenty, little, plenty, str(tmp_path), world=world):
-        assert re.search(
-            rf"no tier has room for .* page \d+: give memory\.host or memory\.nvme more \(now {tier} ", full
-        )
+        assert re.search(r"memory\.host (or|and) memory\.nvme .* for each rank", full)
         assert goes_on
 
 
