@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import zip_longest
 
 from ciuic_dist.planning.activations import Way
@@ -38,8 +39,6 @@ class Lanes:
     """The same of those that add up over groups and run beside the others."""
     sent: float
     """Bytes that a rank gets in collectives."""
-    micro_batches: tuple[tuple[Stretch, ...], ...]
-    """The first micro-batch, and the last where that is another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +55,58 @@ class _Work:
 def lanes(profile: Profile, machine: Machine, training: Training, choice: Choice) -> Lanes:
     """Play a step. A unit is gathered while the one before it computes; gradients are reduced behind the backward."""
     update = update_seconds(profile, machine, training, choice)
-    lasting = list(pass_seconds(profile, machine, training, choice))
+    found = _passes(profile, _computing(machine), _precise(training), _unspilled(choice))
+    return replace(found, seconds=found.seconds + update, computing=found.computing + update, updating=update)
 
-    def played(number: int, *, last: bool) -> _Player:
-        player = _Player(machine, choice)
-        player.play(_works(profile, machine, training, choice, lasting, number, last=last))
-        return player
 
+def stretches(profile: Profile, machine: Machine, training: Training, choice: Choice) -> tuple[tuple[Stretch, ...], ...]:
+    """What is when in the first micro-batch, and in the last where that is another."""
+    numbers = dict.fromkeys((0, choice.accumulation - 1))
+    return tuple(tuple(_play(profile, machine, training, choice, number).stretches) for number in numbers)
+
+
+@lru_cache(maxsize=4096)
+def _passes(profile: Profile, machine: Machine, training: Training, choice: Choice) -> Lanes:
+    """All but the update. It is the same for machines with more memory and quicker links to it: asked for often."""
     end = choice.accumulation - 1
-    shown = [played(0, last=True)] if not end else [played(0, last=False), played(end, last=True)]
+    shown = [_play(profile, machine, training, choice, number) for number in dict.fromkeys((0, end))]
     often = [(player, 1) for player in shown]
     if end > 1:  # those between the first and the last are alike
-        often.append((played(end, last=False), end - 1))
-    computing = sum(times * player.computing for player, times in often)
+        often.append((_play(profile, machine, training, choice, 1), end - 1))
     return Lanes(
-        seconds=sum(times * player.now for player, times in often) + update,
-        computing=computing + update,
-        updating=update,
+        seconds=sum(times * player.now for player, times in often),
+        computing=sum(times * player.computing for player, times in often),
+        updating=0.0,
         sending=sum(times * player.sending for player, times in often),
         adding=sum(player.adding for player in shown),
         sent=sum(times * player.sent for player, times in often),
-        micro_batches=tuple(tuple(player.stretches) for player in shown),
     )
+
+
+def _play(profile: Profile, machine: Machine, training: Training, choice: Choice, number: int) -> _Player:
+    """One micro-batch."""
+    player = _Player(machine, choice)
+    times = pass_seconds(profile, machine, training, choice)
+    player.play(_works(profile, machine, training, choice, times, number, last=number == choice.accumulation - 1))
+    return player
+
+
+def _computing(machine: Machine) -> Machine:
+    """What of it matters to passes and collectives."""
+    return replace(
+        machine, name="", memory=0, update=0.0, host=0, up=0.0, down=0.0, nvme=0, read=0.0, write=0.0, moving=0.0, showing=0.0
+    )
+
+
+def _precise(training: Training) -> Training:
+    """What of it matters to a micro-batch."""
+    return Training(0, 0, training.precision)
+
+
+def _unspilled(choice: Choice) -> Choice:
+    """The same, of which all is kept that isn't recomputed: what that moves isn't played here."""
+    ways = (Way.RECOMPUTE if way is Way.RECOMPUTE else Way.KEEP for way in choice.ways)
+    return replace(choice, ways=tuple(ways), below=False)
 
 
 def update_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> float:
@@ -93,12 +122,26 @@ def update_seconds(profile: Profile, machine: Machine, training: Training, choic
     return update + training.clips * 3 * own * training.gradient / machine.bandwidth
 
 
-def pass_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> Iterator[float]:
+def least_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> float:
+    """Of a step, whatever is sent and moved: its passes, one after the other, and the update."""
+    passes = sum(pass_seconds(profile, machine, training, choice))
+    return choice.accumulation * passes + update_seconds(profile, machine, training, choice)
+
+
+def pass_seconds(profile: Profile, machine: Machine, training: Training, choice: Choice) -> tuple[float, ...]:
     """Of each pass; a backward whose forward runs again takes as long as both."""
-    forward = {p.unit: machine.seconds(p, training.precision) for p in profile.passes if not p.backward}
-    for p in profile.passes:
-        again = p.backward and choice.way(p.unit) is Way.RECOMPUTE
-        yield machine.seconds(p, training.precision) + (forward.get(p.unit, 0.0) if again else 0.0)
+    return _pass_seconds(profile, _computing(machine), training.precision, _unspilled(choice).ways)
+
+
+@lru_cache(maxsize=256)
+def _pass_seconds(profile: Profile, machine: Machine, precision: str, ways: tuple[Way, ...]) -> tuple[float, ...]:
+    again = {unit for unit, way in enumerate(ways) if way is Way.RECOMPUTE}
+    times = [machine.seconds(p, precision) for p in profile.passes]
+    forward = {p.unit: seconds for p, seconds in zip(profile.passes, times, strict=True) if not p.backward}
+    return tuple(
+        seconds + (forward.get(p.unit, 0.0) if p.backward and p.unit in again else 0.0)
+        for p, seconds in zip(profile.passes, times, strict=True)
+    )
 
 
 def _works(

@@ -61,6 +61,10 @@ class Profile:
     passes: tuple[Pass, ...]
     """In the order of execution, forward and backward."""
 
+    def __hash__(self) -> int:
+        """Of what differs between micro-batches: caches ask often, and there are hundreds of passes."""
+        return hash((len(self.passes), self.passes[-1:]))
+
     @property
     def parameters(self) -> int:
         """Elements of all units."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ciuic_dist.planning.footprint import levels, lowered_levels
 from ciuic_dist.planning.forecast import Forecast, forecast
-from ciuic_dist.planning.lanes import Lanes, Stretch, lanes
+from ciuic_dist.planning.lanes import Stretch, stretches
 from ciuic_dist.planning.levels import Levels
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
@@ -40,17 +40,16 @@ def schedule(profile: Profile, machine: Machine, training: Training, choice: Cho
     and ends in the pass in which it would without transfers; a pass counts up to the next one.
     """
     expected = forecast(profile, machine, training, choice)
-    computed = lanes(profile, machine, training, choice)
+    last = stretches(profile, machine, training, choice)[-1]
     played = timeline(profile, machine, training, choice, expected)
-    found = _resting(computed, expected) if played is None else _end(played, len(profile.passes))
+    found = _resting(last, expected) if played is None else _end(played, len(profile.passes))
     passes = [op for op in found.ops if _passes(op)]
-    stretches = computed.micro_batches[-1]
-    through = _through(stretches)
-    moved = _warp(_joints(stretches, through), _joints(passes, passes[-1].end if played else through))
+    through = _through(last)
+    moved = _warp(_joints(last, through), _joints(passes, passes[-1].end if played else through))
     return Schedule(
         _with_activations(found, passes, profile, choice, expected.footprint.fixed),
-        tuple(Span(s.name, *map(moved, s.gather)) for s in stretches if s.gather),
-        tuple(Span(s.name, *map(moved, s.reduce)) for s in stretches if s.reduce),
+        tuple(Span(s.name, *map(moved, s.gather)) for s in last if s.gather),
+        tuple(Span(s.name, *map(moved, s.reduce)) for s in last if s.reduce),
         _missing(expected, played),
     )
 
@@ -62,26 +61,25 @@ def _missing(expected: Forecast, played: Timeline | None) -> str:
     return "transfers of activations" if spilled.activations else ""
 
 
-def _resting(computed: Lanes, expected: Forecast) -> Timeline:
+def _resting(passes: tuple[Stretch, ...], expected: Forecast) -> Timeline:
     """Without transfers: everything stays where it is."""
-    stretches = computed.micro_batches[-1]
-    through, spilled, needs = _through(stretches), expected.spilled, expected.footprint
+    through, spilled, needs = _through(passes), expected.spilled, expected.footprint
     total = {
         Kind.PARAMETER: (needs.parameters, spilled.parameters),
         Kind.STATE: (needs.state, spilled.state),
         Kind.GRADIENT: (needs.gradients, spilled.gradients),
     }
     return Timeline(
-        through + computed.updating,
-        (*(Span(s.name, s.start, s.end) for s in stretches), Span("update", through, through + computed.updating)),
+        through + expected.updating,
+        (*(Span(s.name, s.start, s.end) for s in passes), Span("update", through, through + expected.updating)),
         Levels((0.0,), {kind: (both - away,) for kind, (both, away) in total.items()}),
         Levels((0.0,), {kind: (away,) for kind, (_, away) in total.items()}),
     )
 
 
-def _through(stretches: tuple[Stretch, ...]) -> float:
+def _through(passes: tuple[Stretch, ...]) -> float:
     """When the last of them has computed and is reduced."""
-    return max(stretches[-1].end, *(s.reduce[1] for s in stretches if s.reduce), 0.0)
+    return max(passes[-1].end, *(s.reduce[1] for s in passes if s.reduce), 0.0)
 
 
 def _end(played: Timeline, passes: int) -> Timeline:

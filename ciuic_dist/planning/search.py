@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.forecast import DoesNotFit, Forecast, failure, forecast_if_it_fits, in_memory
+from ciuic_dist.planning.lanes import least_seconds
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
 from ciuic_dist.planning.spilling import with_transfers
@@ -15,6 +17,8 @@ from ciuic_dist.planning.training import Choice, Training
 
 _EQUAL = 0.005
 """Choices whose times differ by less are taken for equally quick: the one that moves and holds least is kept."""
+_ROUNDING = 1e-9
+"""By which part sums may differ that are taken in another order."""
 _SHARES = (0.0, 0.25, 0.5, 0.75)
 """Of the units: whose activations are kept where those of the others go to a lower tier, or that stay gathered."""
 
@@ -55,12 +59,9 @@ def search(
     tried = list(choices(profile_of, machine, training, limits or Limits()))
     if not tried:
         raise ValueError(f"{limits} leave nothing to choose from")
-    forecasts = (forecast_if_it_fits(profile_of(c.micro_batch), machine, training, c) for c in tried)
-    both = zip(tried, forecasts, strict=True)
-    fitting = [(choice, found) for choice, found in both if found and not (choice.gathered and found.spills)]
-    if not fitting:
+    played = list(_quickest(tried, profile_of, machine, training, most))
+    if not played:
         raise _nearest([failure(profile_of(c.micro_batch), machine, training, c) for c in tried])
-    played = list(_quickest(fitting, profile_of, machine, training, most))
     quickest = min(found.seconds for _, found in played)
     equal = [entry for entry in played if entry[1].seconds <= quickest * (1 + _EQUAL)]
     choice, best = min(equal, key=lambda entry: (entry[1].up + entry[1].down + entry[1].sent, entry[1].device))
@@ -82,17 +83,39 @@ def _nearest(failures: list[DoesNotFit]) -> DoesNotFit:
 
 
 def _quickest(
-    fitting: list[tuple[Choice, Forecast]], profile_of: ProfileOf, machine: Machine, training: Training, most: int
+    tried: list[Choice], profile_of: ProfileOf, machine: Machine, training: Training, most: int
 ) -> Iterator[tuple[Choice, Forecast]]:
     """Choices with their transfers played, as long as any that is left might be quicker, up to a number."""
     best, played = math.inf, 0
-    for choice, expected in sorted(fitting, key=lambda entry: entry[1].seconds):
+    for choice, expected in _fitting(tried, profile_of, machine, training):
         if expected.seconds > best * (1 + _EQUAL) or played == most:
             return
         played += expected.spilled.total > 0
         found = with_transfers(profile_of(choice.micro_batch), machine, training, choice, expected)
         best = min(best, found.seconds)
         yield choice, found
+
+
+def _fitting(
+    tried: list[Choice], profile_of: ProfileOf, machine: Machine, training: Training
+) -> Iterator[tuple[Choice, Forecast]]:
+    """Those that fit, the quickest first. A choice is forecast once none that was may be quicker than its passes."""
+    waiting: list[tuple[float, int, Forecast]] = []
+    least = (least_seconds(profile_of(c.micro_batch), machine, training, c) * (1 - _ROUNDING) for c in tried)
+    for seconds, index in sorted(zip(least, range(len(tried)), strict=True)):
+        while waiting and waiting[0][0] < seconds:
+            yield _next(waiting, tried)
+        choice = tried[index]
+        found = forecast_if_it_fits(profile_of(choice.micro_batch), machine, training, choice)
+        if found and not (choice.gathered and found.spills):
+            heappush(waiting, (found.seconds, index, found))
+    while waiting:
+        yield _next(waiting, tried)
+
+
+def _next(waiting: list[tuple[float, int, Forecast]], tried: list[Choice]) -> tuple[Choice, Forecast]:
+    _, index, found = heappop(waiting)
+    return tried[index], found
 
 
 def in_memory_seconds(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciuic_dist.planning.activations import Way
-from ciuic_dist.planning.lanes import lanes, update_seconds
+from ciuic_dist.planning.lanes import lanes, least_seconds, stretches, update_seconds
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
 from ciuic_dist.planning.training import Training
@@ -48,6 +48,29 @@ def test_a_step_takes_no_less_than_either_lane_and_no_more_than_both(
     assert max(sides) * (1 - 1e-9) <= played.seconds <= sum(sides) * (1 + 1e-9)
 
 
+@given(jobs.jobs(), st.data())
+def test_no_step_is_quicker_than_its_passes_and_the_update(
+    job: tuple[Profile, Machine, Training], data: st.DataObject
+) -> None:
+    profile, where, training = job
+    choice = data.draw(jobs.choices(profile, where))
+    least = least_seconds(profile, where, training, choice)
+    assert least <= lanes(profile, where, training, choice).seconds * (1 + 1e-9)
+    alone = replace(machine(), bandwidth=math.inf)
+    choice = replace(choice, stage=0, gathered=0, group=None)
+    assert lanes(profile, alone, training, choice).seconds == pytest.approx(
+        least_seconds(profile, alone, training, choice)
+    )
+
+
+@given(jobs.jobs(), st.data())
+def test_neither_room_nor_links_below_matter(job: tuple[Profile, Machine, Training], data: st.DataObject) -> None:
+    profile, where, training = job
+    choice = data.draw(jobs.choices(profile, where))
+    other = replace(where, memory=1, host=1, up=1.0, down=1.0, nvme=1, read=1.0, write=1.0)
+    assert lanes(profile, where, training, choice) == lanes(profile, other, training, choice)
+
+
 def test_a_group_gathers_within_a_node_and_adds_up_its_shards_across() -> None:
     """A block is two million bytes, its gradients four: a second and two in a node, four of a device's part across."""
     two_nodes = replace(SECOND, nodes=2, network=1e6)
@@ -62,8 +85,8 @@ def test_a_group_gathers_within_a_node_and_adds_up_its_shards_across() -> None:
 
 def test_a_gather_hides_behind_the_pass_before_and_a_reduction_behind_the_next() -> None:
     played = lanes(MODEL, SECOND, TRAINING, kept(MODEL, stage=3))
-    [stretches] = played.micro_batches
-    assert [(s.name, s.start, s.end, s.gather, s.reduce) for s in stretches] == [
+    [only] = stretches(MODEL, SECOND, TRAINING, kept(MODEL, stage=3))
+    assert [(s.name, s.start, s.end, s.gather, s.reduce) for s in only] == [
         ("forward root", 0, 0, None, None),
         ("forward block 0", 1, 2, (0, 1), None),
         ("forward block 1", 2, 3, (1, 2), None),
@@ -89,7 +112,8 @@ def test_a_slow_link_bounds_the_step() -> None:
 @pytest.mark.parametrize("stage", range(4))
 def test_micro_batches_add_up(stage: int) -> None:
     one, two, three, four = (lanes(ROOTED, SECOND, TRAINING, kept(ROOTED, stage, n)) for n in range(1, 5))
-    assert [len(played.micro_batches) for played in (one, two, three)] == [1, 2, 2]
+    shown = [stretches(ROOTED, SECOND, TRAINING, kept(ROOTED, stage, n)) for n in range(1, 4)]
+    assert list(map(len, shown)) == [1, 2, 2]
     for played, many in ((one, 1), (two, 2), (three, 3)):
         assert played.computing - played.updating == pytest.approx(many * COMPUTING)
         assert played.updating == one.updating
@@ -127,9 +151,9 @@ def test_what_is_sent(stage: int, gathered: int, sent: Callable[[int], float], m
 
 def test_a_unit_whose_backward_follows_its_forward_is_not_gathered_again() -> None:
     passes = tuple(p for p in MODEL.passes if p.unit != MODEL.root)
-    played = lanes(replace(MODEL, passes=passes), SECOND, TRAINING, kept(MODEL, stage=3))
-    [stretches] = played.micro_batches
-    assert [s.name for s in stretches if s.gather is None] == ["backward block 2"]
+    job = replace(MODEL, passes=passes), SECOND, TRAINING, kept(MODEL, stage=3)
+    played, [only] = lanes(*job), stretches(*job)
+    assert [s.name for s in only if s.gather is None] == ["backward block 2"]
     assert played.sent == pytest.approx((3 + 2 + 3 * 2) * 2_000_000 / 2)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.forecast import DoesNotFit, forecast
-from ciuic_dist.planning.lanes import lanes
+from ciuic_dist.planning.lanes import lanes, stretches
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
 from ciuic_dist.planning.schedule import ACTIVATIONS, BUFFERS, schedule
@@ -39,7 +39,7 @@ def test_what_fits_is_computation_and_collectives(accumulation: int) -> None:
     computed = lanes(MODEL, where, training, choice)
     assert (drawn.timeline.transfers, drawn.missing) == ((), "")
     assert [op.name for op in drawn.timeline.ops] == [*PASSES, "update"]
-    last = computed.micro_batches[-1]
+    last = stretches(MODEL, where, training, choice)[-1]
     for spans, sent in (
         (drawn.gathers, [s.gather for s in last if s.gather]),
         (drawn.reductions, [s.reduce for s in last if s.reduce]),
