@@ -59,7 +59,9 @@ def lanes(profile: Profile, machine: Machine, training: Training, choice: Choice
     return replace(found, seconds=found.seconds + update, computing=found.computing + update, updating=update)
 
 
-def stretches(profile: Profile, machine: Machine, training: Training, choice: Choice) -> tuple[tuple[Stretch, ...], ...]:
+def stretches(
+    profile: Profile, machine: Machine, training: Training, choice: Choice
+) -> tuple[tuple[Stretch, ...], ...]:
     """What is when in the first micro-batch, and in the last where that is another."""
     numbers = dict.fromkeys((0, choice.accumulation - 1))
     return tuple(tuple(_play(profile, machine, training, choice, number).stretches) for number in numbers)
@@ -94,7 +96,18 @@ def _play(profile: Profile, machine: Machine, training: Training, choice: Choice
 def _computing(machine: Machine) -> Machine:
     """What of it matters to passes and collectives."""
     return replace(
-        machine, name="", memory=0, update=0.0, host=0, up=0.0, down=0.0, nvme=0, read=0.0, write=0.0, moving=0.0, showing=0.0
+        machine,
+        name="",
+        memory=0,
+        update=0.0,
+        host=0,
+        up=0.0,
+        down=0.0,
+        nvme=0,
+        read=0.0,
+        write=0.0,
+        moving=0.0,
+        showing=0.0,
     )
 
 
