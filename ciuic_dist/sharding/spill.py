@@ -343,6 +343,7 @@ class Spill:
         for_gradients = max(0, min(slots, self.gradient_slots - GRADIENT_SLOTS))
         self.gradients.allow(GRADIENT_SLOTS + for_gradients, GRADIENT_SLOTS)
         self.states.allow(STATE_SLOTS + self.stuck + ring + slots - for_gradients, STATE_SLOTS + ring)
+        self.states.rest()  # its room below is counted on, as in hold
 
     def _choose_residents(self, room: int) -> None:
         all_fit = self.homes.budget == self._parameter_bytes
