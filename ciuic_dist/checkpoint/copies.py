@@ -25,7 +25,10 @@ class Copy:
 
 
 class Rooms:
-    """Memory for a few copies, of ``most`` bytes in all, made as it is needed; one thread makes copies."""
+    """Memory for a few copies, of ``most`` bytes in all, made as it is needed.
+
+    One thread makes copies, meanwhile another gives them back.
+    """
 
     def __init__(self, most: int) -> None:
         self._left = most
@@ -35,14 +38,14 @@ class Rooms:
         """None where too many are still waiting, or too much."""
         if not self._free:
             return None
-        room = self._free[-1]
+        room = self._free.pop()  # the other thread may add one from here on
         nbytes = sum(_padded(piece.values.nbytes) for _, piece in entries)
         if nbytes > len(room):
             if nbytes - len(room) > self._left:
+                self._free.append(room)
                 return None
             self._left -= nbytes - len(room)
             room = torch.empty(nbytes, dtype=torch.uint8)
-        self._free.pop()
         copied, used = [], 0
         for name, piece in entries:
             values = room[used : used + piece.values.nbytes].view(piece.values.dtype)

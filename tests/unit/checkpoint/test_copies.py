@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from ciuic_dist.checkpoint.copies import COPIES, Rooms
 from ciuic_dist.checkpoint.pieces import BoxedPiece
@@ -45,3 +48,44 @@ def test_copies_take_no_more_bytes_than_they_may() -> None:
     rooms = Rooms(2 * each + each // 2)
     copies = [rooms.copy(span(number)) for number in range(3)]
     assert [copy is None for copy in copies] == [False, False, True]
+
+
+class Seen(BoxedPiece):
+    """Somebody acts whenever its values are looked at, as another thread may."""
+
+    def __init__(self, piece: BoxedPiece, act: Callable[[], None]) -> None:
+        self._values = piece.values
+        self._act = act
+        super().__init__((4, 5), 3, piece.values)
+
+    @property
+    def values(self) -> Tensor:
+        self._act()
+        return self._values
+
+    @values.setter
+    def values(self, values: Tensor) -> None:
+        self._values = values
+
+
+def test_memory_that_is_given_back_meanwhile_serves_no_two_copies() -> None:
+    """What it was given to was lost, and another span written in its place."""
+    rooms = Rooms(1 << 20)
+    done, under_way = [copy for copy in (rooms.copy(span(number)) for number in range(2)) if copy]
+    rooms.give_back(done)
+    waiting = [under_way]
+
+    def give_back() -> None:
+        if waiting:
+            rooms.give_back(waiting.pop())
+
+    looked_at = [(name, Seen(piece, give_back)) for name, piece in span(3)]
+    second, third = rooms.copy(looked_at), rooms.copy(span(4))
+    assert second is not None
+    assert third is not None
+    assert second.room.data_ptr() != third.room.data_ptr()
+    assert all(
+        piece.values.unique().tolist() == [fill]
+        for copy, fill in ((second, 3), (third, 4))
+        for _, piece in copy.entries
+    )
