@@ -75,6 +75,7 @@ def install_model(model: nn.Module, saved: Saved, objects: Mapping[str, Any]) ->
         for low, high in flat.spans()
     )
     for flat in flats:
+        flat.forget()
         with flat.held():
             for low, high in flat.spans():
                 with flat.opened_master(low, high, dirty=True) as master:

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ciuic_dist.memory.device import Slab
 from ciuic_dist.memory.extent import take_slot
+from ciuic_dist.memory.flight import Flight
 from ciuic_dist.memory.pool import SlotPool
 from ciuic_dist.memory.table import Page, PageState
-from ciuic_dist.memory.tier import Tier
-from ciuic_dist.memory.transfer import Ticket, Transfers, fetch, store
+from ciuic_dist.memory.tier import PageError, Tier
+from ciuic_dist.memory.transfer import Transfers, fetch, store
 from ciuic_dist.planning.residency import first_to_stay
 
 
@@ -34,15 +36,6 @@ class PagerCounts:
     hits: int = 0
     faults: int = 0
     unforeseen: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A page on its way down, or one on its way here, or both through one slot."""
-
-    leaving: Page | None
-    coming: Page | None
-    ticket: Ticket
 
 
 class Pager:
@@ -78,7 +71,7 @@ class Pager:
         self._strange = 0
         self._leavable: set[Page] = set()
         self._latest: Page | None = None
-        self._flights: dict[Page, _Flight] = {}
+        self._flights: dict[Page, Flight] = {}
 
     @property
     def used_bytes(self) -> int:
@@ -116,7 +109,8 @@ class Pager:
     def pin(self, page: Page) -> Tensor:
         """The page's bytes on the device, to read and write until ``unpin``; undefined where it had no content.
 
-        Raises PageError where its bytes can't be had, RuntimeError where pinned pages fill all slots.
+        Raises PageError where its bytes can't be had, or where those in its way can't be stored, RuntimeError where
+        pinned pages fill all slots.
         """
         if page.slot is None or not self._pool.is_pinned(page.slot):
             self._note(page)
@@ -138,7 +132,8 @@ class Pager:
         """The page's content is of no use any more."""
         if page.state is PageState.ABSENT:
             return
-        self._settle(page)
+        with suppress(PageError):  # whether it could be moved doesn't matter any more
+            self._settle(page)
         if page.slot is not None:
             self._free_slot(page)
         self._give_back_below(page)
@@ -213,7 +208,8 @@ class Pager:
         if page.state is PageState.DEVICE:
             self.counts.hits += 1
             return
-        self._settle(page)
+        with suppress(PageError):  # what is needed now is tried once more
+            self._settle(page)
         if page.state is PageState.SPILLED:
             self.counts.faults += 1
             self._start(None, page, self._make_room())
@@ -322,7 +318,7 @@ class Pager:
             coming.slot = slot
             copies.append(fetch(coming.tier, coming.tier_slot, self._view(coming), coming.name))
             coming.move(PageState.FETCHING)
-        flight = _Flight(leaving, coming, self._transfers.start(copies))
+        flight = Flight(leaving, coming, self._transfers.start(copies))
         self._flights.update((page, flight) for page in (leaving, coming) if page is not None)
 
     def _slot_below(self, page: Page) -> tuple[Tier, int]:
@@ -336,27 +332,26 @@ class Pager:
         return any(tier.pool.free_slots for tier in self._tiers)
 
     def _settle_done(self) -> None:
+        """What failed and isn't waited for is tried again when it is."""
         for flight in {id(flight): flight for flight in self._flights.values() if flight.ticket.done()}.values():
-            self._land(flight)
+            with suppress(PageError):
+                self._land(flight)
 
     def _settle(self, page: Page) -> None:
         if page in self._flights:
             self._land(self._flights[page])
 
-    def _land(self, flight: _Flight) -> None:
-        flight.ticket.wait()
-        leaving, coming = flight.leaving, flight.coming
-        if leaving is not None:
-            del self._flights[leaving]
-            leaving.dirty = False
-            if coming is None:
-                self._free_slot(leaving)
-            leaving.slot = None
-            leaving.move(PageState.SPILLED)
-        if coming is not None:
-            del self._flights[coming]
-            coming.move(PageState.DEVICE)
-            self._arrive(coming)
+    def _land(self, flight: Flight) -> None:
+        """Wait for it. Raises PageError where it failed: what wasn't moved is where it was."""
+        landing = flight.land()
+        for page in flight.pages:
+            del self._flights[page]
+        if landing.free is not None:
+            self._pool.free(landing.free)
+        if landing.here is not None:
+            self._arrive(landing.here)
+        if landing.failure is not None:
+            raise landing.failure
 
     def _is_clean(self, page: Page) -> bool:
         return page.tier is not None and not page.dirty

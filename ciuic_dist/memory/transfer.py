@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ciuic_dist.memory.device import Device, HostDevice
-from ciuic_dist.memory.tier import Tier
+from ciuic_dist.memory.tier import PageError, Tier
 from ciuic_dist.monitor.spilling import LinkStats
 
 
@@ -74,9 +74,9 @@ class Transfers:
         They come after all that this thread has asked of the device until now.
         """
         what = ", then ".join(f"{copy.name} ({copy.link})" for copy in copies)
-        return Ticket(
-            self._executor.submit(self._run, copies, self._device.mark()), what, self._timeout, self._count_stall
-        )
+        through: list[Copy] = []
+        future = self._executor.submit(self._run, copies, self._device.mark(), through)
+        return Ticket(future, through, what, self._timeout, self._count_stall)
 
     def store(self, tier: Tier, slot: int, source: Tensor, name: str) -> Ticket:
         """Begin one ``store``."""
@@ -97,13 +97,14 @@ class Transfers:
         """Wait for what is under way and end the threads. What failed is told by its ticket alone."""
         self._executor.shutdown()
 
-    def _run(self, copies: Sequence[Copy], mark: Any) -> None:
+    def _run(self, copies: Sequence[Copy], mark: Any, through: list[Copy]) -> None:
         for copy in copies:
             with self._busy(copy.link), self._device.beside(mark):
                 copy.run()
             with self._lock:
                 self._links[copy.link].bytes += copy.nbytes
                 self._links[copy.link].count += 1
+            through.append(copy)
 
     @contextmanager
     def _busy(self, name: str) -> Iterator[None]:
@@ -125,6 +126,18 @@ class Transfers:
             self._stall_seconds += seconds
 
 
+def wait_for_all(tickets: Sequence[Ticket]) -> None:
+    """Return when all are done. Raises PageError where one failed, none of them being under way any more."""
+    failures = []
+    for ticket in tickets:
+        try:
+            ticket.wait()
+        except PageError as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
+
+
 class _Link:
     def __init__(self) -> None:
         self.bytes = 0
@@ -137,11 +150,24 @@ class _Link:
 class Ticket:
     """A transfer under way or done."""
 
-    def __init__(self, future: Future[None], what: str, timeout: float, count_stall: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        future: Future[None],
+        through: Sequence[Copy],
+        what: str,
+        timeout: float,
+        count_stall: Callable[[float], None],
+    ) -> None:
         self._future = future
+        self._through = through
         self._what = what
         self._timeout = timeout
         self._count_stall = count_stall
+
+    @property
+    def through(self) -> int:
+        """How many of its copies have ended well, one after the other."""
+        return len(self._through)
 
     def done(self) -> bool:
         """Whether ``wait`` would return, or raise, at once."""

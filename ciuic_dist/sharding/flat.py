@@ -63,6 +63,10 @@ class Home(Protocol):
         """The shard is about to be written to."""
         ...
 
+    def forget(self) -> None:
+        """The content is of no use any more."""
+        ...
+
 
 class Keeper(Protocol):
     """Keeps values as they were, which it is still writing down somewhere."""
@@ -198,6 +202,12 @@ class Flat:
     def held(self) -> AbstractContextManager[None]:
         """The shard is on the device while the context lasts."""
         return nullcontext() if self.home is None else self.home.hold()
+
+    def forget(self) -> None:
+        """No value is of use any more: all will be written anew, whether what there was can be read or not."""
+        self.master.forget()
+        if self.home is not None:
+            self.home.forget()
 
     @contextmanager
     def opened_master(self, low: int, high: int, *, dirty: bool) -> Iterator[Tensor]:

@@ -8,14 +8,15 @@ forward and back in backward, where evicting the least recently used is the best
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from math import ceil, floor
 
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.memory.extent import Extent
 from ciuic_dist.memory.place import Place
-from ciuic_dist.memory.transfer import Ticket
+from ciuic_dist.memory.tier import PageError
+from ciuic_dist.memory.transfer import Ticket, wait_for_all
 from ciuic_dist.monitor.units import size_text
 
 
@@ -52,6 +53,7 @@ class SpilledShard:
         self._extent = extent
         self._homes = homes
         self._dirty = False
+        self._unread = False
         self._reads: list[Ticket] = []
         self._writes: list[Ticket] = []
 
@@ -76,17 +78,20 @@ class SpilledShard:
         """Start to bring the shard here; there must be room for it."""
         self.place.take()
         self.state = HomeState.COMING
-        self._reads = self._extent.fetch(self.place.pages()) if self._extent.stored else []
+        self._read()
 
     def arrived(self) -> bool:
         """Whether ``finish`` would return at once."""
         return all(ticket.done() for ticket in self._reads)
 
     def finish(self) -> None:
-        """The shard is here. Raises PageError where it can't be read."""
-        for ticket in self._reads:
-            ticket.wait()
-        self._reads = []
+        """The shard is here. Raises PageError where it can't be read, which the next call tries again."""
+        if self._unread:
+            self._read()
+        reads, self._reads = self._reads, []
+        self._unread = True
+        wait_for_all(reads)
+        self._unread = False
         self.state = HomeState.HERE
 
     def show(self, others: Mapping[int, Sequence[int]] | None = None) -> None:
@@ -124,12 +129,19 @@ class SpilledShard:
         self._extent.forget()
 
     def leave(self) -> None:
-        """Give the memory back."""
+        """Give the memory back; whether what was coming could be read doesn't matter."""
+        reads, self._reads, self._unread = self._reads, [], False
+        with suppress(PageError):
+            wait_for_all(reads)
         if self._dirty:
             self._write()
         self._wait_for_writes()
         self.place.give_back()
         self.state = HomeState.AWAY
+
+    def _read(self) -> None:
+        self._reads = self._extent.fetch(self.place.pages()) if self._extent.stored else []
+        self._unread = False
 
     def _write(self) -> None:
         self._wait_for_writes()
@@ -137,9 +149,12 @@ class SpilledShard:
         self._dirty = False
 
     def _wait_for_writes(self) -> None:
-        for ticket in self._writes:
-            ticket.wait()
-        self._writes = []
+        writes, self._writes = self._writes, []
+        try:
+            wait_for_all(writes)
+        except PageError:
+            self._dirty = True  # what is here counts
+            raise
 
 
 def cannot_extend(nbytes: int) -> bool:
@@ -240,7 +255,6 @@ class Homes:
         return [shard for shard in self._recent if not shard.wanted and not shard.resident]
 
     def _send_away(self, shard: SpilledShard) -> None:
-        shard.finish()
         shard.leave()
         self.used -= shard.room
         del self._recent[shard]

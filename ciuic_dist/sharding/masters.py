@@ -22,6 +22,10 @@ class Master(Protocol):
         """Take what ``open`` gave back; ``dirty``: it was written to, so the shard follows."""
         ...
 
+    def forget(self) -> None:
+        """No value is of use any more."""
+        ...
+
     def empty(self, low: int, high: int) -> Tensor:
         """A stand-in for the span while it isn't open: dtype, shape and device, no values."""
         ...
@@ -48,6 +52,9 @@ class ShardMaster:
     def close(self, low: int, high: int, values: Tensor, *, dirty: bool) -> None:
         """It was written in place."""
 
+    def forget(self) -> None:
+        """There is nothing beside the shard."""
+
     def empty(self, low: int, high: int) -> Tensor:
         """The view, where it may always be read; else one zero for all elements."""
         return self._shard[low:high] if self._stays else _zeros(high - low, self._shard.dtype, self._shard.device)
@@ -72,6 +79,10 @@ class SplitMaster:
             split(values, self._shard[low:high], self._low.open(low, high))
             self._low.close(low, high, dirty=True)
         self._low.close(low, high, dirty=dirty)
+
+    def forget(self) -> None:
+        """The low halves are of no use any more."""
+        self._low.drop()
 
     def empty(self, low: int, high: int) -> Tensor:
         """One zero for all elements."""
@@ -99,6 +110,10 @@ class WideMaster:
         if dirty:
             self._shard[low:high].copy_(values)
         self._values.close(low, high, dirty=dirty)
+
+    def forget(self) -> None:
+        """The column is of no use any more."""
+        self._values.drop()
 
     def empty(self, low: int, high: int) -> Tensor:
         """One zero for all elements."""

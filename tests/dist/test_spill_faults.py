@@ -20,6 +20,7 @@ from ciuic_dist.memory.tier import PageError
 from ciuic_dist.sharding.registry import sharded_of
 from tests.dist.launch import launch
 from tests.dist.models import Stack
+from tests.dist.spilling import Deep
 from tests.dist.train_jobs import TINY, Job, losses, steps_recorded
 
 
@@ -321,3 +322,45 @@ def read_while_away(folder: str) -> str:
 
 def test_a_parameter_that_is_away_cannot_be_read(tmp_path: Path) -> None:
     assert "storage" in launch(read_while_away, str(tmp_path), world=1)[0]
+
+
+def load_after(
+    harm: Callable[[], None], memory: cd.Memory, folder: str, precision: str | None
+) -> tuple[list[float], list[float], float]:
+    """The losses of four steps, and of the last two once more: harmed, refused, and loaded into the same model.
+
+    Also which part of the parameters fits the device.
+    """
+    torch.manual_seed(0)
+    model = cd.shard(Deep(), memory=memory, mixed_precision=precision)
+    optimizer = cd.AdamW(model.parameters())
+    undisturbed = [step(model, optimizer) for _ in range(2)]
+    cd.save(folder, model=model, optimizer=optimizer)
+    undisturbed += [step(model, optimizer) for _ in range(2)]
+    spill = sharded_of(model).spill
+    assert spill is not None
+    for _ in range(2):
+        for pager in (spill.states, spill.gradients):
+            pager.rest()
+        harm()
+        with pytest.raises(PageError):
+            step(model, optimizer)
+        optimizer.zero_grad()
+        cd.load(folder, model=model, optimizer=optimizer)
+        again = [step(model, optimizer) for _ in range(2)]
+    return undisturbed, again, spill.homes.budget / sum(p.nbytes for p in model.parameters())
+
+
+@harms
+@pytest.mark.parametrize("precision", [None, "bf16"])
+def test_a_checkpoint_can_be_loaded_into_what_was_harmed(
+    harm: Callable[[str], None], precision: str | None, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    memory = cd.Memory(device="600KB", nvme=f"{scratch}:32MB")
+    [(undisturbed, again, fits)] = launch(
+        load_after, partial(harm, str(scratch)), memory, str(tmp_path / "saved"), precision, world=1
+    )
+    assert fits < 1
+    assert again == undisturbed[2:]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from ciuic_dist.memory.device import HostSlab
 from ciuic_dist.memory.pager import Pager
 from ciuic_dist.memory.ram import RamTier
 from ciuic_dist.memory.table import Page
+from ciuic_dist.memory.tier import PageError
 from ciuic_dist.memory.transfer import Transfers
 
 SIZE = 4096
@@ -161,3 +166,67 @@ def test_fewer_slots_keep_content_and_give_memory_back(transfers: Transfers) -> 
     for number, page in enumerate(pages):
         assert read(pager, page) == {number}
     assert pager.touched_bytes <= 3 * SIZE
+
+
+class Failing(RamTier):
+    """Some of its reads and writes fail, as drawn; a write that fails has spoilt the slot."""
+
+    def __init__(self, fails: list[bool], slots: int) -> None:
+        super().__init__("host", SIZE, slots)
+        self.fails = fails
+
+    def write(self, slot: int, content: Tensor, name: str) -> None:
+        super().write(slot, torch.zeros_like(content) if self._fails() else content, name)
+        self._raise(name)
+
+    def read(self, slot: int, into: Tensor, name: str) -> None:
+        super().read(slot, into, name)
+        if self._fails():
+            into.zero_()
+        self._raise(name)
+
+    def _fails(self) -> bool:
+        self.failed = bool(self.fails) and self.fails.pop()
+        return self.failed
+
+    def _raise(self, name: str) -> None:
+        if self.failed:
+            raise PageError(f"{name} can't be moved")
+
+
+@settings(max_examples=100)
+@given(cycles, st.integers(2, PAGES - 1), st.integers(0, 4), st.lists(st.booleans(), max_size=40))
+def test_what_fails_is_told_and_loses_nothing(
+    steps: list[list[tuple[int, str]]], ring: int, stay: int, fails: list[bool]
+) -> None:
+    transfers = Transfers(1, timeout=60.0)
+    tier = Failing(fails, PAGES - stay)
+    slab = HostSlab(PAGES, SIZE)
+    pager = Pager(slab, page_bytes=SIZE, most_slots=PAGES, slots=ring + stay, tiers=[tier], transfers=transfers)
+    pages = [Page(f"page {number}", SIZE) for number in range(PAGES)]
+    pager.add(pages)
+    pager.allow(ring + stay, ring)
+    expected: dict[int, int] = {}
+    for step, accesses_of_step in enumerate(steps):
+        for place, (number, what) in enumerate(accesses_of_step):
+            value = (step * 31 + place) % 250 + 1
+            with suppress(PageError):
+                if what == "drop":
+                    pager.drop(pages[number])
+                    expected.pop(number, None)
+                elif what == "write":
+                    write(pager, pages[number], value)
+                    expected[number] = value
+                elif number in expected:
+                    assert read(pager, pages[number]) == {expected[number]}
+        with suppress(PageError):
+            pager.rest()
+        pager.end_cycle()
+    fails.clear()
+    for number, value in expected.items():
+        assert read(pager, pages[number]) == {value}
+    for page in pages:
+        pager.drop(page)
+    assert pager.used_bytes == 0
+    assert tier.pool.free_slots == PAGES - stay
+    transfers.close()
