@@ -11,6 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
+from ciuic_dist.comm.errors import PeerLost
 from ciuic_dist.comm.mesh import Mesh
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.sharding.activations import Activations
@@ -45,7 +46,9 @@ class Sharded:
         *,
         stage: int,
         spill: Spill | None = None,
+        wishes: Sequence[Way] | None = None,
     ) -> None:
+        """``wishes``: what to do with each unit's activations under a budget; None: what is found best."""
         self.module = module
         self.units = list(units)
         self.flats = [flat for unit in units for flat in unit.flats]
@@ -54,7 +57,7 @@ class Sharded:
         self.stage = stage
         self.spill = spill
         keeps = spill is None or spill.activations is Way.KEEP
-        self.activations = None if spill is None or keeps else Activations(module, self.units, spill)
+        self.activations = None if spill is None or keeps else Activations(module, self.units, spill, wishes)
         self.division = None if spill is None else self._division(spill)
         self.gathers = Gathers(self.units, exchange)
         # The root's gradients come over the whole backward, and are complete at its end.
@@ -209,12 +212,29 @@ class Sharded:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Masters are updated meanwhile; where that fails, only a part of them is."""
+        """Masters are updated meanwhile; where that fails, on any rank, only a part of them is.
+
+        Under a budget, where a drive may fail, the other ranks are told, and raise RuntimeError.
+        """
+        failure: Exception | None = None
+        self.torn = "an update that raised has changed a part of it"
         try:
             yield
-        except BaseException:
-            self.torn = "an update that raised has changed a part of it"
-            raise
+        except Exception as caught:  # noqa: BLE001 (raised below, when the others know)
+            failure = caught
+        if self._fails_anywhere(failure):
+            raise failure or RuntimeError("the update raised on another rank, which says why")
+        self.torn = None
+
+    def _fails_anywhere(self, failure: Exception | None) -> bool:
+        if self.spill is None or isinstance(failure, PeerLost):
+            return failure is not None
+        try:
+            return bool(self.exchange.largest(int(failure is not None)))
+        except PeerLost:
+            if failure is None:
+                raise
+            return True
 
     def refuse_unreduced(self) -> None:
         """Raise RuntimeError where gradients were accumulated under ``no_sync``, and not yet reduced over all ranks."""

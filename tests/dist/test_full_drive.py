@@ -20,7 +20,6 @@ from ciuic_dist.checkpoint.errors import NoRoom
 from ciuic_dist.checkpoint.folder import discard
 from ciuic_dist.comm.groups import meet
 from ciuic_dist.comm.together import on_rank_zero
-from ciuic_dist.memory.tier import PageError
 from ciuic_dist.optim.paged import PagedOptimizer
 from tests.dist.launch import launch
 from tests.dist.models import Stack
@@ -195,7 +194,7 @@ def train_into_a_full_drive(drive: Path, checkpoint: Path, when: str, room: int)
     done = 2 if when == "backward" else 0
     train_below(model, optimizer, range(done))
     cd.save(checkpoint, model=model, optimizer=optimizer, step=done)
-    with pytest.raises(PageError) as full:
+    with pytest.raises(RuntimeError) as full:
         step_without_room(model, optimizer, done, drive, when, room)
     with pytest.raises(RuntimeError) as refused:
         optimizer.step()
@@ -219,8 +218,10 @@ def test_a_step_that_finds_no_room_is_not_taken(when: str, room: int, world: int
     whole = launch(train_with_room, world=world)
     page = {"backward": "activations of unit", "update": "(blocks|the root unit)"}[when]
     where = re.escape(f"can't be written to nvme (the unnamed file in {drive}): No space left on device")
+    names_page = re.compile(rf"{page}.* page \d+ {where}").fullmatch
     outcomes = launch(train_into_a_full_drive, drive, tmp_path / "checkpoint", when, room, world=world)
+    assert any(names_page(full) for full, _, _ in outcomes)
     for (full, refused, found), expected in zip(outcomes, whole, strict=True):
-        assert re.fullmatch(rf"{page}.* page \d+ {where}", full)
+        assert names_page(full) or full == "the update raised on another rank, which says why"
         assert "raised" in refused
         assert found == expected[2 if when == "backward" else 0 :]
