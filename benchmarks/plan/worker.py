@@ -31,8 +31,9 @@ from ciuic_dist.memory.live import LiveBytes
 from ciuic_dist.models.build import build
 from ciuic_dist.models.deferred import defer
 from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.choices import Limits
 from ciuic_dist.planning.forecast import Forecast
-from ciuic_dist.planning.search import Limits, search
+from ciuic_dist.planning.search import search
 from ciuic_dist.planning.training import Training
 
 _WARMUP: Final = 3

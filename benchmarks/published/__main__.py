@@ -16,9 +16,10 @@ from ciuic_dist.config import ModelConfig
 from ciuic_dist.estimate.workload import causal_batch, profiles
 from ciuic_dist.models.build import build
 from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.choices import Limits
 from ciuic_dist.planning.forecast import DoesNotFit
 from ciuic_dist.planning.profile import Profile
-from ciuic_dist.planning.search import Limits, search
+from ciuic_dist.planning.search import search
 from ciuic_dist.planning.training import Training
 
 _WITHIN: Final = 0.25

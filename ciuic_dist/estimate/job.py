@@ -15,10 +15,10 @@ from ciuic_dist.estimate.workload import causal_batch, profiles
 from ciuic_dist.memory.budget import Memory, parse_size
 from ciuic_dist.models.build import longest_sequence
 from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.choices import Limits
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
 from ciuic_dist.planning.profile import Profile
-from ciuic_dist.planning.search import Limits
 from ciuic_dist.planning.training import Choice, Training
 
 

@@ -9,11 +9,13 @@ from math import ceil, floor
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.monitor.units import size_text
 from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.choices import Limits, ProfileOf
 from ciuic_dist.planning.forecast import DoesNotFit, Forecast
+from ciuic_dist.planning.look import Found, look
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Advice, Plan, Prediction, UnitPlan
 from ciuic_dist.planning.profile import Profile
-from ciuic_dist.planning.search import Found, Limits, ProfileOf, in_memory_seconds, look, search
+from ciuic_dist.planning.search import in_memory_seconds, search
 from ciuic_dist.planning.training import Choice, Training
 
 _GIB = 1 << 30
@@ -68,7 +70,7 @@ def make_plan(
         found = kept
     choice, forecast = found.choice, found.forecast
     profile = profile_of(choice.micro_batch)
-    host, nvme = _budgets(machine, forecast)
+    host, nvme = _budgets(profile, machine, found)
     return Plan(
         model=name,
         machine=machine,
@@ -80,7 +82,7 @@ def make_plan(
         device=machine.memory,
         host=host * machine.devices,
         nvme=nvme * machine.devices,
-        recompute=not choice.below and Way.RECOMPUTE in choice.ways,
+        recompute=not choice.below and not choice.divided and Way.RECOMPUTE in choice.ways,
         units=_units(profile, found),
         residency=_residency(forecast, machine),
         predicted=_prediction(found, in_memory_seconds(profile_of, machine, training, limits), training),
@@ -89,14 +91,16 @@ def make_plan(
     )
 
 
-def _budgets(machine: Machine, forecast: Forecast) -> tuple[int, int]:
+def _budgets(profile: Profile, machine: Machine, found: Found) -> tuple[int, int]:
     """Bytes of each device that its host's memory and drives are given: room for all that may leave, and at once.
 
-    That is what leaves in the first steps.
+    That is what leaves in the first steps, where activations that aren't all kept are still watched.
     """
-    needs, spilled = forecast.footprint, forecast.spilled
-    whole = needs.spillable + spilled.activations + needs.ends
-    if not forecast.spills or (not spilled.total and whole > machine.node_host):  # the device alone will do
+    needs, spilled, below = found.forecast.footprint, found.forecast.spilled, found.choice.below
+    watched = sum(p.saved for p in profile.passes) if below else 0
+    whole = needs.spillable + watched + needs.ends
+    alone = not below and not spilled.total  # the device will do
+    if not found.forecast.spills or found.choice.divided or (alone and whole > machine.node_host):
         return 0, 0
     host = min(whole, machine.node_host)
     return host, min(whole - host, machine.node_nvme)

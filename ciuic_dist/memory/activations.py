@@ -94,6 +94,10 @@ class ActivationStore:
         hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
         return hooks is not None and getattr(hooks[0], "func", None) != self._pack
 
+    def is_alive(self, unit_index: int) -> bool:
+        """Whether a graph still needs what the unit's forwards have saved."""
+        return any(forward.is_alive() for forward in self._forwards.get(unit_index, []))
+
     def prefetch(self, unit_index: int) -> None:
         """Begin to bring back what the unit's latest forward without a backward has saved; returns at once."""
         self._collect()

@@ -13,9 +13,9 @@ from ciuic_dist.estimate.planner import make_plan
 from ciuic_dist.estimate.workload import Batch, given, profiles
 from ciuic_dist.memory.budget import Memory
 from ciuic_dist.models.on_meta import OnMeta
+from ciuic_dist.planning.choices import Limits
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
-from ciuic_dist.planning.search import Limits
 from ciuic_dist.planning.training import Training
 from ciuic_dist.sharding.shard import PRECISIONS
 from ciuic_dist.sharding.units import UnitRule

@@ -38,6 +38,8 @@ class Saves:
     at_once: bool = True
     """Whether its backward runs in one go. The root unit's begins first and ends last: what it has saved is brought
     back piece by piece."""
+    in_turn: bool = True
+    """Whether what it has saved is gone when the backward of the unit before begins, and its own next forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class ActivationPlan:
     crowded: int
     """Of what should go down and has no room there."""
     passing: int
-    """At most at a time, of what is brought back ahead of its backward, or made again."""
+    """Beyond that, of what is brought back ahead of its backward, or made again."""
     ahead: bool
     """Whether a unit's activations are brought back during the backward of the one before."""
 
@@ -60,33 +62,79 @@ class ActivationPlan:
         return self.kept + self.crowded + self.passing
 
 
-def plan_activations(
-    units: Sequence[Saves], room: int, bandwidth: float, forced: Way | None = None, below: float = math.inf
-) -> ActivationPlan:
+def plan_activations(units: Sequence[Saves], room: int, bandwidth: float, below: float = math.inf) -> ActivationPlan:
     """What to do with ``units``, in the order of the forward, within ``room`` bytes of the device.
 
     All is kept where it fits. Else at most half of the room goes to what is kept, and half to what passes through;
     parameters and optimizer state want room as well, and a byte of theirs saves no less traffic. More is kept where
     lower tiers have room for ``below`` bytes only. What isn't kept is made again where that is quicker than to write
-    and read it at ``bandwidth`` bytes a second.
-
-    ``forced``: offload all, or recompute whatever can be, and that even where it needs more than there is room.
-    What has room neither here nor below is needed beyond ``room`` as well.
+    and read it at ``bandwidth`` bytes a second. What has room neither here nor below is needed beyond ``room``.
     """
     total = sum(unit.nbytes for unit in units)
-    if forced is None and total <= room:
+    if total <= room:
         return ActivationPlan((Way.KEEP,) * len(units), total, 0, 0, ahead=False)
     for_kept = int(max(room // 2, min(total - below, room)))
-    for_passing = room - for_kept
-    ways = tuple(_ways(units, for_kept, for_passing, bandwidth, forced))[::-1]
+    ways = tuple(_ways(units, for_kept, room - for_kept, bandwidth))[::-1]
+    return _planned(units, ways, room, below)
+
+
+def follow_wishes(units: Sequence[Saves], wishes: Sequence[Way], room: int, below: float = math.inf) -> ActivationPlan:
+    """What is wished for each of ``units``, as far as it can be.
+
+    All is recomputed that is to be and can be, even where that needs more than there is ``room``; beside that the last
+    stay of those that are to, or can't be recomputed, as far as there is room. All others are offloaded.
+    """
+    remade = max((unit.nbytes for unit, wish in zip(units, wishes, strict=True) if _recomputes(unit, wish)), default=0)
+    plan = _planned(units, _followed(units, wishes, room), room, below)
+    if plan.needed - plan.crowded > room:  # some that stay would be there while others are made again
+        plan = _planned(units, _followed(units, wishes, max(0, room - remade)), room, below)
+    return plan
+
+
+def _followed(units: Sequence[Saves], wishes: Sequence[Way], left: int) -> tuple[Way, ...]:
+    ways = []
+    for unit, wish in zip(reversed(units), reversed(wishes), strict=True):
+        way = Way.RECOMPUTE if _recomputes(unit, wish) else Way.OFFLOAD
+        if not unit.nbytes or (wish is not Way.OFFLOAD and way is Way.OFFLOAD and unit.nbytes <= left):
+            way = Way.KEEP
+            left -= unit.nbytes
+        ways.append(way)
+    return tuple(reversed(ways))
+
+
+def _recomputes(unit: Saves, wish: Way) -> bool:
+    return wish is Way.RECOMPUTE and unit.recomputable
+
+
+def _planned(units: Sequence[Saves], ways: tuple[Way, ...], room: int, below: float) -> ActivationPlan:
     chosen = list(zip(units, ways, strict=True))
-    coming = max((unit.nbytes for unit, way in chosen if way is not Way.KEEP and unit.at_once), default=0)
-    remade = max((unit.nbytes for unit, way in chosen if way is Way.RECOMPUTE), default=0)
-    ahead = 0 < 2 * coming <= for_passing  # one in use, one on its way
     kept = sum(unit.nbytes for unit, way in chosen if way is Way.KEEP)
     leaving = sum(unit.nbytes - unit.made * (way is Way.RECOMPUTE) for unit, way in chosen if way is not Way.KEEP)
-    crowded = int(max(0, leaving - below))
-    return ActivationPlan(ways, kept, crowded, 2 * coming if ahead else remade, ahead)
+    comes = any(unit.nbytes for unit, way in chosen if way is not Way.KEEP and unit.at_once)
+    foreseen, plain = (_passing(chosen, kept, ahead=ahead) for ahead in (True, False))
+    ahead = comes and kept + foreseen <= room
+    return ActivationPlan(ways, kept, int(max(0, leaving - below)), foreseen if ahead else plain, ahead)
+
+
+def _passing(chosen: Sequence[tuple[Saves, Way]], kept: int, *, ahead: bool) -> int:
+    """Bytes beyond ``kept`` at the peak: what a backward uses, with ``ahead`` also what the next one will.
+
+    What units keep goes with their backwards, where these come in turn.
+    """
+    using = [unit.nbytes if way is Way.RECOMPUTE or (ahead and _comes(unit, way)) else 0 for unit, way in chosen]
+    coming = [unit.nbytes if ahead and _comes(unit, way) else 0 for unit, way in chosen]
+    if not all(unit.in_turn for unit, _ in chosen):
+        return max(using, default=0) + max(coming, default=0)
+    most = alive = kept
+    for index in range(len(chosen) - 1, -1, -1):
+        unit, way = chosen[index]
+        most = max(most, alive + using[index] + (coming[index - 1] if index else 0))
+        alive -= unit.nbytes * (way is Way.KEEP and unit.at_once)
+    return most - kept
+
+
+def _comes(unit: Saves, way: Way) -> bool:
+    return way is not Way.KEEP and unit.at_once
 
 
 def plan_recomputation(units: Sequence[Saves], room: int, forced: Way | None = None) -> ActivationPlan:
@@ -103,19 +151,13 @@ def plan_recomputation(units: Sequence[Saves], room: int, forced: Way | None = N
     return ActivationPlan(tuple(reversed(ways)), kept, 0, 0, ahead=False)
 
 
-def _ways(
-    units: Sequence[Saves], for_kept: int, for_passing: int, bandwidth: float, forced: Way | None
-) -> Iterator[Way]:
+def _ways(units: Sequence[Saves], for_kept: int, for_passing: int, bandwidth: float) -> Iterator[Way]:
     """From the last unit to the first."""
     left = for_kept
     for unit in reversed(units):
         again = unit.recomputable and unit.nbytes <= for_passing and unit.seconds * bandwidth < 2 * unit.made
         if not unit.nbytes:
             yield Way.KEEP
-        elif forced is Way.OFFLOAD:
-            yield Way.OFFLOAD
-        elif forced is Way.RECOMPUTE and unit.recomputable:
-            yield Way.RECOMPUTE
         elif unit.nbytes <= left:
             left -= unit.nbytes
             yield Way.KEEP

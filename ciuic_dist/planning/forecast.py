@@ -132,7 +132,7 @@ def _spilled(needs: Footprint, machine: Machine, profile: Profile, choice: Choic
     activations = _offloaded(profile, choice)
     short = _short(needs, machine)
     if needs.total > machine.memory or choice.below:
-        least = _least_device(needs, activations, _below(machine))
+        least = _least_device(needs, activations, _watched(profile, choice), _below(machine))
         if least is None or least > machine.memory:
             return None
     state = min(short, needs.state)
@@ -146,14 +146,16 @@ def _short(needs: Footprint, machine: Machine) -> int:
     return min(short + needs.passing, needs.spillable) if short else 0
 
 
-def _least_device(needs: Footprint, activations: int, below: int) -> int | None:
+def _least_device(needs: Footprint, activations: int, watched: int, below: int) -> int | None:
     """Bytes that do where ``below`` bytes are in lower tiers, or None where no number does.
 
     In the first steps, which show what the device has room for, all lies below but what passes, and state for which
-    there is no room. Parameters and gradients always have their place there, activations only where all else has.
+    there is no room. Parameters and gradients always have their place there, activations only where all else has:
+    those that are offloaded, and in the first step all that are ``watched``, as far as the device has no room.
     """
     if activations:
-        return needs.least if needs.spillable + activations <= below else None
+        there = needs.spillable + needs.ends
+        return needs.least + max(0, there + watched - below) if there + activations <= below else None
     if needs.parameters + needs.gradients > below:
         return None
     return needs.least + max(0, needs.spillable - below)
@@ -165,28 +167,35 @@ def _below(machine: Machine) -> int:
 
 def failure(profile: Profile, machine: Machine, training: Training, choice: Choice) -> DoesNotFit:
     """What would do for a choice that doesn't fit: pages grow with the device, and with them what passes."""
-    activations, below = _offloaded(profile, choice), _below(machine)
+    activations, watched, below = _offloaded(profile, choice), _watched(profile, choice), _below(machine)
     needs = footprint(profile, training, choice, machine, spills=True)
-    lacking = _lacking(needs, activations, machine)
-    if choice.below and _least_device(needs, activations, below) is None:
+    lacking = _lacking(needs, activations, watched, machine)
+    if choice.below and _least_device(needs, activations, watched, below) is None:
         return DoesNotFit(None, lacking, needs)
     plain = footprint(profile, training, choice, machine, spills=choice.below).total
     device, wanted = 0, machine.memory
     while device < wanted:
         device = wanted
         there = footprint(profile, training, choice, replace(machine, memory=device), spills=True)
-        ways = [_least_device(there, activations, below), *(() if choice.below else (plain, there.total))]
+        ways = [_least_device(there, activations, watched, below), *(() if choice.below else (plain, there.total))]
         wanted = min(way for way in ways if way is not None)
     return DoesNotFit(device, lacking, needs)
 
 
-def _lacking(needs: Footprint, activations: int, machine: Machine) -> int | None:
+def _lacking(needs: Footprint, activations: int, watched: int, machine: Machine) -> int | None:
     """Bytes more that would do in lower tiers; None where no number does."""
     spare = machine.memory - needs.least
     if spare < 0:
         return None
-    state = needs.state if activations else max(0, needs.state - spare)
-    return max(0, needs.parameters + needs.gradients + state + activations - _below(machine))
+    below = needs.parameters + needs.gradients + max(0, needs.state - spare)
+    if activations:
+        below = needs.spillable + needs.ends + max(activations, watched - spare)
+    return max(0, below - _below(machine))
+
+
+def _watched(profile: Profile, choice: Choice) -> int:
+    """Bytes of activations that are sent to lower tiers while their ways aren't decided."""
+    return sum(p.saved for p in profile.passes if not p.backward) if choice.below else 0
 
 
 def _offloaded(profile: Profile, choice: Choice) -> int:

@@ -95,20 +95,8 @@ def _play(profile: Profile, machine: Machine, training: Training, choice: Choice
 
 def _computing(machine: Machine) -> Machine:
     """What of it matters to passes and collectives."""
-    return replace(
-        machine,
-        name="",
-        memory=0,
-        update=0.0,
-        host=0,
-        up=0.0,
-        down=0.0,
-        nvme=0,
-        read=0.0,
-        write=0.0,
-        moving=0.0,
-        showing=0.0,
-    )
+    without = replace(machine, memory=0, host=0, up=0.0, down=0.0, nvme=0, read=0.0, write=0.0)
+    return replace(without, name="", update=0.0, moving=0.0, showing=0.0)
 
 
 def _precise(training: Training) -> Training:

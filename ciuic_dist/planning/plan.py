@@ -120,7 +120,7 @@ class Plan:
     def choice(self) -> Choice:
         """What was chosen, as the cost model takes it."""
         ways = tuple(unit.activations for unit in self.units[:-1])
-        below = not self.recompute and any(way is not Way.KEEP for way in ways)
+        below = bool(self.host or self.nvme) and not self.recompute and any(way is not Way.KEEP for way in ways)
         gathered = sum(unit.gathered for unit in self.units[:-1]) if self.stage == 3 else 0
         return Choice(self.stage, self.micro_batch, self.accumulation, ways, below, gathered, self.group)
 

@@ -61,6 +61,11 @@ class Choice:
     group: int | None = None
     """So many ranks shard among themselves, and each such group has a replica; None: all ranks are one."""
 
+    @property
+    def divided(self) -> bool:
+        """On the device alone, some units keep their activations and the others compute them again."""
+        return not self.below and len(set(self.ways)) > 1
+
     def ranks(self, world: int) -> int:
         """So many shard among themselves, or at stage 0 add up gradients."""
         return self.group or world

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
-from ciuic_dist.planning.activations import ActivationPlan, Saves, Way, plan_activations, plan_recomputation
+from ciuic_dist.planning.activations import (
+    ActivationPlan,
+    Saves,
+    Way,
+    follow_wishes,
+    plan_activations,
+    plan_recomputation,
+)
 from ciuic_dist.sharding.spill import Spill
 from ciuic_dist.sharding.unit import Unit
 
@@ -33,8 +40,10 @@ _Forward = Callable[..., Any]
 class Activations:
     """Watches what units save in the first step, and does what is decided from then on."""
 
-    def __init__(self, module: nn.Module, units: Sequence[Unit], spill: Spill) -> None:
+    def __init__(self, module: nn.Module, units: Sequence[Unit], spill: Spill, wishes: Sequence[Way] | None) -> None:
+        """``wishes``: what to do with each unit's where lower tiers have room; None: what is best, or forced."""
         self._units = units
+        self._wishes = wishes if spill.activations is None else [spill.activations] * len(units)
         self._spill = spill
         self._stays = {flat.full.untyped_storage()._cdata for unit in units for flat in unit.flats}
         self._stays |= {buffer.untyped_storage()._cdata for buffer in module.buffers()}
@@ -65,14 +74,18 @@ class Activations:
         if self._spill.no_room_below:
             self._plan = plan_recomputation(saves, room, self._spill.activations)
         else:
-            below = self._spill.room_below - sum(seen.padding for seen in self._seen.values())
-            bandwidth = self._spill.transfers.stats.bandwidth
-            self._plan = plan_activations(saves, room, bandwidth, self._spill.activations, max(0, below))
+            self._plan = self._with_room_below(saves, room)
         self.crowded += self._plan.crowded
         order = list(self._seen)
         self._ways = dict(zip(order, self._plan.ways, strict=True))
         self._before = dict(zip(order[1:], order, strict=False))
         self._root_keeps = all(way is Way.KEEP for index, way in self._ways.items() if self._units[index].is_root)
+
+    def _with_room_below(self, saves: Sequence[Saves], room: int) -> ActivationPlan:
+        below = max(0, self._spill.room_below - sum(seen.padding for seen in self._seen.values()))
+        if self._wishes is not None:
+            return follow_wishes(saves, [self._wishes[index] for index in self._seen], room, below)
+        return plan_activations(saves, room, self._spill.transfers.stats.bandwidth, below)
 
     def watch_anew(self) -> None:
         """The next step is like the first."""
@@ -80,8 +93,18 @@ class Activations:
 
     def backward_begins(self, unit: Unit) -> None:
         """Have the activations of the unit before come meanwhile."""
-        if self._plan is not None and self._plan.ahead and unit.index in self._before:
+        if self._plan is None:
+            self._look_behind(unit)
+        elif self._plan.ahead and unit.index in self._before:
             self._store.prefetch(self._before[unit.index])
+
+    def _look_behind(self, unit: Unit) -> None:
+        """What later units have saved is gone now, or doesn't go in turn: graphs may be kept, or left unused."""
+        self._store.settle()  # what is under way is alive
+        order = list(self._seen)
+        for index in order[order.index(unit.index) + 1 :] if unit.index in self._seen else ():
+            if not self._units[index].is_root and self._store.is_alive(index):
+                self._seen[index].in_turn = False
 
     def settle(self) -> None:
         """Nothing is under way any more, and lower tiers have the room of graphs that are freed."""
@@ -158,6 +181,7 @@ class _Seen:
     """Bytes of pages in lower tiers that stay empty."""
     seconds: float = 0.0
     recomputable: bool = True
+    in_turn: bool = True
     outstanding: int = 0
     """Bytes of forwards whose backward hasn't come."""
 
@@ -168,10 +192,18 @@ class _Seen:
         self.made = max(self.made, made)
         self.seconds = max(self.seconds, seconds)
         self.recomputable = self.recomputable and recomputable
+        self.in_turn = self.in_turn and alone
 
     def saves(self, unit: Unit) -> Saves:
         again = self.recomputable and not unit.is_root
-        return Saves(self.nbytes, self.made, self.seconds, recomputable=again, at_once=not unit.is_root)
+        return Saves(
+            self.nbytes,
+            self.made,
+            self.seconds,
+            recomputable=again,
+            at_once=not unit.is_root,
+            in_turn=self.in_turn,
+        )
 
 
 def _run_again_later(forward: _Forward, args: Any, kwargs: Any) -> Any:

@@ -8,14 +8,14 @@ from math import ceil
 
 from ciuic_dist.memory.budget import BudgetError, Memory
 from ciuic_dist.monitor.units import size_text
+from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.plan import Plan, PlanError
 
 
 def memory_of(plan: Plan, memory: Memory | None, ranks_on_host: int) -> Memory | None:
     """The budgets of ``plan``; ``memory`` goes before it where it says something, and knows the folder of NVMe.
 
-    Units whose activations have different ways find theirs by themselves, within the same budget. Raises BudgetError
-    where a folder is missing.
+    Raises BudgetError where a folder is missing.
     """
     if not plan.spills:
         return memory
@@ -25,13 +25,17 @@ def memory_of(plan: Plan, memory: Memory | None, ranks_on_host: int) -> Memory |
             f"this plan spills {size_text(plan.nvme, ceil)} to NVMe: name the folder, as "
             f"memory=cd.Memory(nvme='/folder:size') or memory.nvme=/folder:size"
         )
-    ways = {unit.activations for unit in plan.units[:-1]}
-    planned = str(next(iter(ways))) if len(ways) == 1 and not plan.recompute else "auto"
-    way = planned if given.activations == "auto" else given.activations
+    keeps = all(unit.activations is Way.KEEP for unit in plan.units)
+    way = str(Way.KEEP) if keeps and given.activations == "auto" else given.activations
     device = plan.device if given.device is None else given.device
     planned_host = plan.host // plan.machine.devices * ranks_on_host
     host = (planned_host or None) if given.host is None else given.host
     return replace(given, device=device, host=host, activations=way)
+
+
+def wishes_of(plan: Plan | None) -> list[Way] | None:
+    """What is to become of each unit's activations, the root's last; None where nothing goes to lower tiers."""
+    return [unit.activations for unit in plan.units] if plan is not None and plan.choice.below else None
 
 
 def staying(plan: Plan, units: Sequence[str]) -> frozenset[str]:

@@ -37,7 +37,7 @@ from ciuic_dist.sharding.flat import Flat
 from ciuic_dist.sharding.guards import guard
 from ciuic_dist.sharding.hooks import install
 from ciuic_dist.sharding.layout import SHARD_MULTIPLE, divide, lay_out
-from ciuic_dist.sharding.planned import memory_of, staying
+from ciuic_dist.sharding.planned import memory_of, staying, wishes_of
 from ciuic_dist.sharding.registry import is_sharded, register
 from ciuic_dist.sharding.sharded import Sharded
 from ciuic_dist.sharding.spill import Spill
@@ -69,9 +69,9 @@ def shard(
     Rank 0's values count; a model on the meta device gets those that its own initialisation would give.
 
     ``memory``: what each tier may hold; None: all the device has, nothing is spilled.
-    ``plan``: says the stage, the group and the precision, the budgets as far as ``memory`` doesn't, and which units
-    stay full. Micro-batches are the loop's own, and so is recomputing everything (``plan.recompute``), by the model's
-    means.
+    ``plan``: says the stage, the group and the precision, the budgets as far as ``memory`` doesn't, which units stay
+    full, and what becomes of each one's activations. Micro-batches are the loop's own, and so is recomputing everything
+    (``plan.recompute``), by the model's means.
     ``group``: so many ranks, the next ones by number, shard among themselves, and each such group has a replica, as
     where they are a node's: gathers stay within it, and only what a rank keeps of the gradients leaves it, once a step.
     None: all ranks are one, or as ``plan`` says.
@@ -117,7 +117,7 @@ def shard(
     if spill is not None:
         _end_filling(spill, flats, exchange)
     exchange.after_update()
-    sharded = Sharded(model, made, exchange, mesh, stage=stage, spill=spill)
+    sharded = Sharded(model, made, exchange, mesh, stage=stage, spill=spill, wishes=wishes_of(plan))
     sharded.compute_dtype = compute_dtype
     install(sharded)
     guard(model, releases=not exchange.keeps_full)

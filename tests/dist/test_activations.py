@@ -154,9 +154,9 @@ def test_accumulation(sums: tuple[int, ...], way: str, early: bool, tmp_path: Pa
     assert_equal_under(below(tmp_path, "4MB", way), replace(TASK, sums=sums, paged=optimizer))
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, *, keep_graph: bool = False) -> float:
     loss = loss_of(model, Sample(0, 0, 0))
-    loss.backward()
+    loss.backward(retain_graph=keep_graph)
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()

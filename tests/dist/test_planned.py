@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,14 @@ from torch import Tensor, nn
 import ciuic_dist as cd
 from ciuic_dist.comm.groups import rank
 from ciuic_dist.monitor.usage import TierUsage
+from ciuic_dist.planning.activations import Way
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
 from tests.dist.launch import launch
 from tests.dist.spilling import Deep
+from tests.dist.test_activations import ROWS
+from tests.dist.test_activations import Deep as Saving
+from tests.dist.test_activations import step as train_step
 from tests.dist.training import Sample, Task, made, mean_square
 
 BLOCKS = 4
@@ -118,6 +124,75 @@ def test_a_plan_that_spills_is_followed_within_its_own_budgets(stage: int, share
         assert losses == expected
         assert tiers["device"].peak <= device
         assert 0 < tiers["host"].peak <= plan.host // 2
+
+
+CORE = replace(CORES, devices=1, host=0, up=0.0, down=0.0)
+
+
+def planned_saving(where: Machine) -> Plan:
+    """Of a model whose activations are most of what it takes."""
+    return cd.plan(Saving, where, torch.empty(1, ROWS, 8), sequences=1)
+
+
+def train_saving(plan: Plan, *, keep_graph: bool = False) -> tuple[list[float], dict[str, int], dict[str, TierUsage]]:
+    """Four losses, what became of activations, and what tiers held."""
+    torch.manual_seed(0)
+    model = cd.shard(Saving(), plan=plan)
+    optimizer = cd.AdamW(model.parameters())
+    losses = [train_step(model, optimizer, keep_graph=keep_graph) for _ in range(4)]
+    status = cd.status(model)
+    return losses, status.activations, status.tiers
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.65, 1), (0.75, 2), (0.95, 4)])
+def test_alone_as_many_blocks_are_recomputed_as_planned(share: float, kept: int) -> None:
+    roomy = planned_saving(CORE)
+    plan = planned_saving(replace(CORE, memory=int(share * roomy.predicted.peak["device"])))
+    assert (plan.spills, plan.host, plan.nvme, plan.recompute) == (True, 0, 0, False)
+    [(free, _, _)], [(losses, ways, tiers)] = (launch(train_saving, made, world=1) for made in (roomy, plan))
+    assert losses == free
+    assert ways == {"keep": kept + 1, "offload": 0, "recompute": 6 - kept}, "and the root's are kept"
+    assert [unit.activations for unit in plan.units] == [Way.RECOMPUTE] * (6 - kept) + [Way.KEEP] * (kept + 1)
+    assert tiers["device"].peak <= plan.device
+
+
+@pytest.mark.parametrize("link", [1e8, 3e8, 1e9])
+@pytest.mark.parametrize("share", [0.65, 0.85])
+def test_with_a_tier_below_each_block_has_the_way_that_was_planned(share: float, link: float) -> None:
+    roomy = planned_saving(CORE)
+    tight = replace(CORE, memory=int(share * roomy.predicted.peak["device"]), host=1 << 30, up=link, down=link)
+    plan = planned_saving(tight)
+    planned = Counter(unit.activations for unit in plan.units)
+    [(free, _, _)], [(losses, ways, tiers)] = (launch(train_saving, made, world=1) for made in (roomy, plan))
+    assert losses == free
+    assert ways == {way: planned[way] for way in Way}
+    assert tiers["device"].peak <= plan.device
+    assert tiers["host"].peak <= plan.host
+
+
+def test_fewer_are_kept_where_what_is_kept_does_not_go_with_its_backward() -> None:
+    """Plans count on it: the room serves what is made again, then."""
+    roomy = planned_saving(CORE)
+    where = replace(CORE, memory=int(0.65 * roomy.predicted.peak["device"]), host=1 << 30, up=1e8, down=1e8)
+    plan = planned_saving(where)
+    (gone,) = launch(train_saving, plan, world=1)
+    (stays,) = launch(partial(train_saving, keep_graph=True), plan, world=1)
+    assert stays[0] == gone[0]
+    assert stays[1]["keep"] < gone[1]["keep"]
+
+
+def limited(share: float, host: int) -> Plan:
+    roomy = planned_saving(CORE)
+    device = int(share * roomy.predicted.peak["device"])
+    return planned_saving(replace(CORE, memory=device, host=host, up=1e9, down=1e9))
+
+
+@pytest.mark.parametrize(("share", "host"), [(0.5, 8), (0.65, 4), (0.65, 8), (0.85, 4), (0.85, 8)])
+def test_plans_that_send_activations_below_have_room_for_all_while_they_are_watched(share: float, host: int) -> None:
+    plan = limited(share, host << 20)
+    [(_, ways, tiers)] = launch(train_saving, plan, world=1)
+    assert plan.recompute or ways == {way: Counter(unit.activations for unit in plan.units)[way] for way in Way}
+    assert tiers["device"].peak <= plan.device
 
 
 def planned_on_one() -> None:

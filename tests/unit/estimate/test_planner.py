@@ -17,14 +17,16 @@ from ciuic_dist.estimate.planner import make_plan
 from ciuic_dist.memory.budget import BudgetError
 from ciuic_dist.monitor.units import size_text
 from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.choices import Limits
 from ciuic_dist.planning.footprint import footprint
 from ciuic_dist.planning.forecast import DoesNotFit
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.plan import Plan
 from ciuic_dist.planning.profile import Profile
 from ciuic_dist.planning.report import describe
-from ciuic_dist.planning.search import Limits, search
+from ciuic_dist.planning.search import search
 from ciuic_dist.planning.training import Training
+from ciuic_dist.sharding.planned import memory_of
 from tests.damage import damages
 from tests.unit.planning import jobs
 from tests.unit.planning.jobs import KIB, MIB, kept, machine, per_sequence, stack
@@ -134,6 +136,29 @@ def test_bytes_lie_where_the_forecast_has_them() -> None:
     assert sum(places.get("host", 0) for places in made.residency.values()) == made.predicted.peak["host"]
     assert made.host == 2 * (found.footprint.spillable + found.spilled.activations + ENDS), "room for all of it"
     assert made.residency["activations and buffers"] == {"device": found.footprint.pinned}
+
+
+SAVING = stack([1000] * 6, 1000, seconds=1e-3, bytes_each=1_000_000)
+
+
+def test_a_plan_may_recompute_a_part_on_the_device_alone() -> None:
+    made = make_plan("saving", per_sequence(SAVING), machine(6 * MIB), Training(1, 8), Limits(micro_batch=1))
+    ways = [unit.activations for unit in made.units]
+    assert set(ways) == {Way.RECOMPUTE, Way.KEEP}
+    assert (made.spills, made.recompute) == (True, False), "within a budget, not by the model's own means"
+    assert (made.device, made.host, made.nvme) == (6 * MIB, 0, 0)
+    assert Plan.from_json(made.to_json()).choice.divided
+    memory = memory_of(made, None, 1)
+    assert memory is not None
+    assert (memory.device, memory.host, memory.nvme, memory.activations) == (6 * MIB, None, None, "auto")
+
+
+@pytest.mark.parametrize("way", [Way.OFFLOAD, Way.RECOMPUTE])
+def test_lower_tiers_have_room_for_all_activations_while_they_are_watched(way: Way) -> None:
+    where = machine(6 * MIB, host=1000 * MIB)
+    made = make_plan("saving", per_sequence(SAVING), where, Training(1, 8), Limits(way=way))
+    needs = footprint(SAVING, made.training, made.choice, where, spills=True)
+    assert made.host == needs.spillable + needs.ends + 6_000_000
 
 
 def test_drives_hold_what_the_host_does_not() -> None:

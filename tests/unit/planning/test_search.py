@@ -10,11 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciuic_dist.planning.activations import Way
+from ciuic_dist.planning.choices import Limits, choices
+from ciuic_dist.planning.footprint import footprint
 from ciuic_dist.planning.forecast import DoesNotFit, Forecast, forecast
+from ciuic_dist.planning.look import Found, look
 from ciuic_dist.planning.machine import Machine
 from ciuic_dist.planning.profile import Profile
-from ciuic_dist.planning.search import Found, Limits, choices, in_memory_seconds, search
+from ciuic_dist.planning.search import in_memory_seconds, search
 from ciuic_dist.planning.training import Choice, Training
+from ciuic_dist.planning.ways import mixed, recomputed_in_part
 from tests.unit.planning import jobs
 from tests.unit.planning.jobs import KIB, MIB, kept, machine, per_sequence, stack
 
@@ -146,6 +150,96 @@ def test_units_stay_gathered_only_where_they_are_gathered(shared: bool, most: in
     assert any(choice.below for choice in tried)
 
 
+@settings(max_examples=30)
+@given(jobs.jobs())
+def test_no_other_number_of_gathered_units_is_quicker_and_fits(job: Job) -> None:
+    """Nor sends less, where it is as quick."""
+    best, (profile, where, training) = found(job), job
+    if best is None or best.forecast.spills:
+        return
+    for gathered in range(profile.root if best.choice.stage == 3 else 0):
+        other = replace(best.choice, gathered=gathered)
+        with suppress(DoesNotFit):
+            there = forecast(per_sequence(profile)(other.micro_batch), where, training, other)
+            assert there.spills or best.forecast.seconds <= there.seconds * 1.00501
+
+
+@pytest.mark.parametrize("most", range(4))
+def test_as_many_units_stay_gathered_as_fit(most: int) -> None:
+    where, training, limits = machine(devices=2, link=1e7), Training(2, 8), Limits(stage=3, recompute=False)
+    where = replace(where, memory=forecast(MODEL, where, training, kept(MODEL, 3, gathered=most)).device)
+    assert search(per_sequence(MODEL), where, training, limits).choice.gathered == most
+
+
+LARGE = stack([1000] * 6, 1000, seconds=1e-3, bytes_each=1_000_000)
+"""What its blocks save is more than all else."""
+
+
+@pytest.mark.parametrize("recomputed", range(2, 6))
+def test_alone_no_more_is_recomputed_than_must_be(recomputed: int) -> None:
+    """A budget for one block's 800 thousand bytes more spares recomputing it; its input stays anyway."""
+    training, where, limits = Training(1, 8), machine(1000 * MIB), Limits(stage=0)
+    all_of_them = replace(kept(LARGE), ways=(Way.RECOMPUTE,) * 6)
+    enough = footprint(LARGE, training, all_of_them, where, spills=True).total + (6 - recomputed) * 800_000
+    more, less = (search(per_sequence(LARGE), replace(where, memory=enough - n), training, limits) for n in (0, 1))
+    assert more.choice.ways == (Way.RECOMPUTE,) * recomputed + (Way.KEEP,) * (6 - recomputed)
+    assert less.choice.ways == (Way.RECOMPUTE,) * (recomputed + 1) + (Way.KEEP,) * (5 - recomputed)
+    assert more.forecast.spills, "it takes a budget that is divided"
+    assert more.forecast.spilled.total == 0
+    assert more.forecast.device <= enough
+    assert less.forecast.seconds - more.forecast.seconds == pytest.approx(1e-3)
+
+
+def test_what_takes_a_budget_has_to_fit_it_and_leaves_no_unit_gathered() -> None:
+    """On one device gradients of the root wait in fp32 within a budget, and are bf16 without."""
+    training, profile = Training(1, 8), stack([1000] * 6, 400_000, bytes_each=1_000_000)
+    choice = replace(kept(profile), ways=(Way.RECOMPUTE,) * 3 + (Way.KEEP,) * 3)
+    free, within = (footprint(profile, training, choice, machine(), spills=spills).total for spills in (False, True))
+    assert within - free == 400_000 * 2
+    assert look(choice, per_sequence(profile), machine(within - 1), training) is None
+    there = look(choice, per_sequence(profile), machine(within), training)
+    assert there is not None
+    assert (there.forecast.device, there.forecast.spills) == (within, True)
+    links = machine(6 * MIB, devices=2)
+    tried = [c for c in choices(per_sequence(LARGE), links, Training(2, 8), Limits(stage=3)) if c.divided]
+    assert [c.gathered for c in tried] == [0]
+
+
+@settings(max_examples=50)
+@given(jobs.jobs(), st.integers(0, 3))
+def test_units_differ_only_as_the_engine_would_have_it(job: Job, stage: int) -> None:
+    """With nothing below it divides its room by itself; else it follows, and the last are kept."""
+    profile, where, training = job
+    for choice in choices(per_sequence(profile), where, training, Limits(stage=stage)):
+        if len(set(choice.ways)) < 2:
+            continue
+        there = per_sequence(profile)(choice.micro_batch)
+        if choice.below:
+            again = mixed(profile.root, choice.ways.count(Way.KEEP), choice.ways.count(Way.OFFLOAD))
+        else:
+            plain = replace(choice, ways=(Way.RECOMPUTE,) * profile.root)
+            again = recomputed_in_part(there, where, training, plain) or ()
+        assert choice.ways == again
+        assert not choice.below or where.host or where.nvme
+        assert not choice.gathered
+
+
+@settings(max_examples=30)
+@given(jobs.jobs())
+def test_no_unit_more_or_less_is_quicker(job: Job) -> None:
+    """Of those that keep their activations, and of those that offload them."""
+    best, (profile, where, training) = found(job), job
+    if best is None or not best.choice.below:
+        return
+    units, ways = profile.root, best.choice.ways
+    kept, offloaded = ways.count(Way.KEEP), ways.count(Way.OFFLOAD)
+    for stay, leave in ((kept + 1, offloaded), (kept - 1, offloaded), (kept, offloaded + 1), (kept, offloaded - 1)):
+        if 0 <= stay < units and 0 <= leave <= units - stay:
+            other = replace(best.choice, ways=mixed(units, stay, leave))
+            there = look(other, per_sequence(profile), where, training)
+            assert there is None or there.forecast.seconds >= best.forecast.seconds * 0.999
+
+
 def test_no_unit_stays_gathered_where_something_is_spilled() -> None:
     profile_of, training, limits = per_sequence(MODEL), Training(2, 8), Limits(stage=3, way=Way.KEEP)
     roomy = machine(1000 * MIB, devices=2, link=1e7, host=1000 * MIB)
@@ -175,14 +269,15 @@ def test_the_most_promising_of_those_that_spill_are_played(monkeypatch: pytest.M
         played.append(found.seconds)
         return replace(found, seconds=1e6 + found.seconds)
 
-    monkeypatch.setattr("ciuic_dist.planning.search.with_transfers", play)
+    for part in ("search", "look"):
+        monkeypatch.setattr(f"ciuic_dist.planning.{part}.with_transfers", play)
     best = search(profile_of, where, training)
     found = []
     for choice in choices(profile_of, where, training, Limits()):
         with suppress(DoesNotFit):
             found.append(forecast(profile_of(choice.micro_batch), where, training, choice).seconds)
     assert len(found) > 24
-    assert played == sorted(found)[:24]
+    assert played[:24] == sorted(found)[:24], "and what is near the best of them"
     assert best.forecast.seconds == pytest.approx(1e6 + played[0], rel=0.005)
 
 
@@ -203,7 +298,7 @@ def test_limits_are_kept() -> None:
 def test_all_that_there_is_is_considered() -> None:
     where, training, profile_of = machine(1000 * MIB, devices=2), Training(8, 8), per_sequence(MODEL)
     tried = list(choices(profile_of, where, training, Limits()))
-    assert len(tried) == 3 * 2 * (3 + 4), "micro-batches; kept or recomputed; stages, the last with units gathered"
+    assert len(tried) == 3 * 2 * (3 + 2), "micro-batches; kept or recomputed; stages, the last with units gathered"
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2, 5])
