@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PeerLost(RuntimeError):
-    """Another rank ended or stopped answering while this one needed it."""
+    """Another rank ended, failed or stopped answering while this one needed it."""
 
 
 class Disagreement(RuntimeError):

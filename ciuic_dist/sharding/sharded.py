@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ciuic_dist.comm.errors import PeerLost
+from ciuic_dist.comm.groups import rank
 from ciuic_dist.comm.mesh import Mesh
 from ciuic_dist.planning.activations import Way
 from ciuic_dist.sharding.activations import Activations
@@ -214,7 +215,7 @@ class Sharded:
     def changing(self) -> Iterator[None]:
         """Masters are updated meanwhile; where that fails, on any rank, only a part of them is.
 
-        Under a budget, where a drive may fail, the other ranks are told, and raise RuntimeError.
+        Under a budget, where a drive may fail, the other ranks are told, and raise PeerLost.
         """
         failure: Exception | None = None
         self.torn = "an update that raised has changed a part of it"
@@ -222,19 +223,23 @@ class Sharded:
             yield
         except Exception as caught:  # noqa: BLE001 (raised below, when the others know)
             failure = caught
-        if self._fails_anywhere(failure):
-            raise failure or RuntimeError("the update raised on another rank, which says why")
+        failed = self._tell(failure)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise PeerLost(f"rank {failed - 1} raised in an update, and says why: load a checkpoint")
         self.torn = None
 
-    def _fails_anywhere(self, failure: Exception | None) -> bool:
+    def _tell(self, failure: Exception | None) -> int:
+        """The number of a rank whose update has raised, counted from 1; 0 where none has, or nobody is told."""
         if self.spill is None or isinstance(failure, PeerLost):
-            return failure is not None
+            return 0
         try:
-            return bool(self.exchange.largest(int(failure is not None)))
+            return self.exchange.largest(0 if failure is None else 1 + rank())
         except PeerLost:
             if failure is None:
                 raise
-            return True
+            return 0
 
     def refuse_unreduced(self) -> None:
         """Raise RuntimeError where gradients were accumulated under ``no_sync``, and not yet reduced over all ranks."""
